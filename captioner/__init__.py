@@ -1,0 +1,1 @@
+"""What writes captions: CoCa with fast decoding behind one captioner interface."""

@@ -1,0 +1,1 @@
+"""How things run: the verbs of the command line, and work over shards on Ray."""
