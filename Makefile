@@ -1,0 +1,89 @@
+# A thin face over `python -m jobs`. `make` alone prints this help.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+JOBS = $(VENV)/bin/python -m jobs
+
+# flag VAR name: `--name 'value'` where the variable was given, nothing where it was not.
+flag = $(if $(strip $($(1))),--$(2) '$(subst ','\'',$($(1)))')
+need = $(if $(strip $($(1))),,$(error $@ needs $(1)=...   for example: make $@ $(2)))
+
+HOW = $(call flag,OUT,out) $(call flag,RUN,run) $(call flag,WORKERS,workers) \
+      $(call flag,EXECUTOR,executor) $(call flag,ADDRESS,address) \
+      $(call flag,MAX_FAILED,max-failed) $(if $(DRY_RUN),--dry-run)
+CAPTION = $(call flag,SHARDS,shards) $(call flag,CAPTIONER,captioner) $(call flag,STYLES,styles) \
+      $(call flag,LIMIT,limit) $(call flag,BATCH,batch-size) $(call flag,THREADS,threads) \
+      $(call flag,PRECISION,precision) $(call flag,DEVICE,device)
+MIX = $(call flag,BLEND,blend) $(call flag,KEEP,keep) $(call flag,SEED,seed) \
+      $(call flag,MAX_SIDE,max-side)
+
+.PHONY: help setup recaption caption mix stats sql calibrate test test-all bench lint format pins clean
+
+help:        ## Show this help
+	@awk -F '## ' '/^[a-z-]+:.*## / {split($$1, t, ":"); printf "  %-11s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## Make .venv with every pinned package (the other targets do so by themselves)
+
+recaption: $(READY)  ## Shards to training shards.  SHARDS= OUT= CAPTIONER= [BLEND=95] [STYLES=short,long] [RUN=] [WORKERS=] [LIMIT=]
+	$(call need,SHARDS,SHARDS='raw/{00000..00099}.tar' OUT=data/mine CAPTIONER=<name>)
+	$(call need,OUT,SHARDS='raw/{00000..00099}.tar' OUT=data/mine CAPTIONER=<name>)
+	@$(JOBS) recaption $(HOW) $(CAPTION) $(MIX)
+
+caption: $(READY)  ## Captions only.  SHARDS= OUT= CAPTIONER= [STYLES=] [RUN=]
+	$(call need,SHARDS,SHARDS='raw/*.tar' OUT=data/mine CAPTIONER=<name>)
+	$(call need,OUT,SHARDS='raw/*.tar' OUT=data/mine CAPTIONER=<name>)
+	@$(JOBS) caption $(HOW) $(CAPTION)
+
+mix: $(READY)  ## Training shards from captions.  OUT= CAPTIONS=<run> [BLEND=95] [KEEP=<run>] [RUN=]
+	$(call need,OUT,OUT=data/mine CAPTIONS=<run> BLEND=80)
+	@$(JOBS) mix $(HOW) $(call flag,SHARDS,shards) $(call flag,CAPTIONS,captions) $(MIX)
+
+stats: $(READY)  ## Statistics, or any SQL.  OUT= [Q='select ...']
+	$(call need,OUT,OUT=data/mine)
+	@$(JOBS) stats $(call flag,OUT,out) $(call flag,Q,q)
+
+sql: $(READY)  ## A SQL prompt over the catalog.  OUT=
+	$(call need,OUT,OUT=data/mine)
+	@$(JOBS) sql $(call flag,OUT,out)
+
+calibrate: $(READY)  ## Save a captioner with thresholds for off-image captions.  CAPTIONER= SHARDS= OUT=<directory>
+	$(call need,CAPTIONER,CAPTIONER=<name> SHARDS='raw/00000.tar' OUT=my-captioner)
+	@$(JOBS) calibrate $(call flag,CAPTIONER,captioner) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,LIMIT,limit)
+
+test: $(READY)  ## Tests, offline, on CPU
+	$(VENV)/bin/python -m pytest
+
+test-all: $(READY)  ## The slow tests, too
+	$(VENV)/bin/python -m pytest -m 'not gpu'
+
+bench: $(READY)  ## Speed as ratios against named peers.  [DATA=<folder of test data>]
+	$(VENV)/bin/python -m tests.benchmarks $(call flag,DATA,data)
+
+lint: $(READY)  ## ruff
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(READY)  ## Let ruff rewrite the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+pins: $(READY)  ## Resolve pyproject.toml anew into requirements/*.txt
+	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
+	  --no-emit-index-url --no-emit-find-links requirements/uv.in -o requirements/uv.txt
+	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
+	  --no-emit-index-url --no-emit-find-links --extra dev --extra s3 pyproject.toml -o requirements/lock.txt
+
+clean:       ## Remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+
+$(READY): requirements/lock.txt requirements/uv.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "recaption needs Python 3.11 or newer; give one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@echo "making $(VENV), once"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --require-hashes -r requirements/lock.txt
+	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,201 @@
+"""Captioners as weights: building them from files, and writing our own directory.
+
+Our directory: `model.safetensors` (the base under open_clip's keys), `<style>.safetensors` for a style
+that is a fine-tune (its `text.*` and `text_decoder.*`, and `visual.*` if that was tuned), a
+`tokenizer.json` unless it is CLIP's, and `config.json`.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from open_clip.transformer import VisionTransformer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from captioner.load import CLIP_MEAN, CLIP_STD, Source, Style, resolve
+from captioner.model import CoCa, build_image_tower, check_config, random_model
+from captioner.text import Decoder, TextTower
+from captioner.tokens import Tokenizer, read_tokenizer, write_tokenizer
+from pipeline.errors import UserError
+
+
+class Stack(nn.Module):
+    """What one style writes with: a text tower, a decoder, and an image tower if that was tuned too."""
+
+    def __init__(
+        self, text: TextTower, text_decoder: Decoder, visual: VisionTransformer | None = None
+    ) -> None:
+        super().__init__()
+        self.text, self.text_decoder, self.visual = text, text_decoder, visual
+
+
+@dataclass
+class Checkpoint:
+    """A captioner in fp32 on the CPU: the base and one stack per style.
+
+    A style that is not a fine-tune shares the modules of the base.
+    """
+
+    model_config: Mapping
+    base: CoCa
+    stacks: dict[str, Stack]
+    styles: dict[str, Style]
+    tokenizer: Tokenizer
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+
+def load_checkpoint(name: str) -> Checkpoint:
+    """Read a captioner by name (not a composition); raises UserError where it cannot be read."""
+    return build(resolve(name))
+
+
+def build(source: Source) -> Checkpoint:
+    """Read the weights of a resolved name."""
+    config = source.model_config
+    check_config(config)
+    stacks = {}
+    if source.weights is None:
+        base = random_model(config, seed=0)
+        for seed, (style, values) in enumerate(source.styles.items()):
+            if style == "short":
+                stacks[style] = base_stack(base)
+            else:
+                other = random_model(config, seed)
+                other.text.extend_context(values.context_length)
+                stacks[style] = base_stack(other)
+    else:
+        with torch.device("meta"):  # every weight is about to be read: draw none
+            base = CoCa(config).eval()
+        load_strictly(base, read_state_dict(source.weights, base), source.weights)
+        for style, values in source.styles.items():
+            file = source.style_weights.get(style)
+            stacks[style] = base_stack(base) if file is None else read_stack(file, config, values)
+    return Checkpoint(
+        model_config=config,
+        base=base,
+        stacks=stacks,
+        styles=dict(source.styles),
+        tokenizer=read_tokenizer(source.tokenizer),
+        mean=source.mean,
+        std=source.std,
+    )
+
+
+def base_stack(base: CoCa) -> Stack:
+    """The stack of a style that is not a fine-tune: the base's own modules."""
+    return Stack(base.text, base.text_decoder).eval()
+
+
+def read_stack(path: Path, config: Mapping, style: Style) -> Stack:
+    """One style's fine-tuned weights, a safetensors file."""
+    state = read_tensors(path)
+    text_config = {**config["text_cfg"], "context_length": style.context_length}
+    has_visual = any(key.startswith("visual.") for key in state)
+    with torch.device("meta"):
+        text = TextTower(text_config, config["embed_dim"])
+        visual = build_image_tower(config["vision_cfg"], config["embed_dim"]) if has_visual else None
+        decoder = Decoder(config["multimodal_cfg"], text_config["vocab_size"])
+    text.contrastive_context = config["text_cfg"]["context_length"]
+    stack = Stack(text, decoder, visual).eval()
+    load_strictly(stack, state, path)
+    return stack
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or torch file; nothing but tensors is unpickled."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint ({type(error).__name__})",
+            "give safetensors, or a torch file that holds tensors only",
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no state dict", "save model.state_dict() to it")
+    return dict(state)
+
+
+def read_state_dict(path: Path, model: CoCa) -> dict[str, Tensor]:
+    """A checkpoint under today's keys of open_clip, whatever tool and age it has.
+
+    open_clip 3.3, factory.load_checkpoint, names the variants that exist in the wild.
+    """
+    state = read_tensors(path)
+    if all(key.startswith("module.") for key in state):  # a data-parallel wrapper
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    if "positional_embedding" in state:  # before the text tower had a module of its own
+        moved = ("text_projection", "positional_embedding", "token_embedding", "transformer")
+        state = {
+            f"text.{key}" if key.startswith((*moved, "ln_final", "cls_emb")) else key: value
+            for key, value in state.items()
+        }
+    for key in ("input_resolution", "context_length", "vocab_size"):
+        state.pop(key, None)
+    state.pop("text.attn_mask", None)  # buffers, saved by some versions
+    state.pop("text_decoder.attn_mask", None)
+    own = model.state_dict()
+    for key in ("logit_scale", "logit_bias"):
+        if key in state and key in own:
+            state[key] = state[key].reshape(own[key].shape)
+    if "logit_bias" in own and "logit_scale" in state:
+        state.setdefault("logit_bias", torch.zeros(()))
+    return state
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load every tensor; UserError naming the first key that is missing, unknown or misshapen."""
+    try:
+        state = {key: value.float() for key, value in state.items()}
+        module.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        own = module.state_dict()
+        wrong = sorted(set(own) ^ set(state)) or [
+            key for key in own if own[key].shape != state[key].shape
+        ]
+        raise UserError(
+            f"{path} does not fit the model: {len(wrong)} tensors, first {wrong[0]}",
+            "check that the model's name belongs to this checkpoint",
+        ) from error
+
+
+def export_state_dict(model: CoCa) -> dict[str, Tensor]:
+    """The state dict that open_clip's model of the same configuration loads strictly."""
+    return {key: value.detach().contiguous() for key, value in model.state_dict().items()}
+
+
+def save_captioner(checkpoint: Checkpoint, directory: str | Path) -> None:
+    """Write our own directory; `load_captioner` reads it back. `config.json` comes last."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(export_state_dict(checkpoint.base), folder / "model.safetensors")
+    styles = {}
+    for style, values in checkpoint.styles.items():
+        stack = checkpoint.stacks[style]
+        file = None if stack.text is checkpoint.base.text else f"{style}.safetensors"
+        if file:
+            state = {key: v.detach().contiguous() for key, v in stack.state_dict().items()}
+            save_file(state, folder / file)
+        styles[style] = {
+            "weights": file,
+            "context_length": values.context_length,
+            "decode": values.decode.to_dict(),
+            "off_image": values.off_image,
+        }
+    has_tokenizer = write_tokenizer(checkpoint.tokenizer, folder / "tokenizer.json")
+    config = {
+        "model": checkpoint.model_config,
+        "mean": checkpoint.mean,
+        "std": checkpoint.std,
+        "tokenizer": "tokenizer.json" if has_tokenizer else None,
+        "styles": styles,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -1,0 +1,267 @@
+"""What a captioner's name stands for: architecture, files, styles, and the identity of its weights.
+
+Names: `coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k` (a model and a published tag of open_clip),
+`coca_ViT-B-32:weights.safetensors` (a model and a checkpoint file), `path/to/directory` (a captioner
+saved by this project), `coca_ViT-B-32:random` (initial weights, for tests), and
+`short=<name>,long=<name>` (two captioners behind one). Nothing here loads torch.
+"""
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from captioner.settings import DEFAULTS, DecodeSettings
+from pipeline.errors import UserError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+RANDOM_LONG_CONTEXT = 192
+CHECKPOINT_NAMES = (
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "model.safetensors"),
+    *("pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
+# Small enough that a test of what is around a captioner takes a second; only for `:random`.
+TINY = {
+    "embed_dim": 64,
+    "vision_cfg": {
+        **{"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+        **{"attentional_pool": True, "attn_pooler_queries": 16, "attn_pooler_heads": 2},
+    },
+    "text_cfg": {
+        **{"context_length": 76, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+        **{"embed_cls": True, "output_tokens": True},
+    },
+    "multimodal_cfg": {
+        **{"context_length": 76, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one style is written: its context, its decoding, and when a caption is off the image."""
+
+    context_length: int
+    decode: DecodeSettings
+    off_image: float | None = None  # similarity below which a caption is not of its image
+
+
+@dataclass(frozen=True)
+class Source:
+    """A captioner before its weights are read."""
+
+    name: str
+    model_config: Mapping
+    styles: Mapping[str, Style]
+    weights: Path | None  # None: initial weights
+    style_weights: Mapping[str, Path] = field(default_factory=dict)
+    tokenizer: Path | None = None  # None: CLIP's
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    config: Path | None = None
+
+
+@dataclass(frozen=True)
+class CaptionerInfo:
+    """What a run records of its captioner; equal infos write equal captions in one environment."""
+
+    name: str
+    styles: tuple[str, ...]
+    weights: str  # identity of the weights: 'sha256:...', or words where they are computed
+    image_size: int
+    preprocessing: str
+    decode: Mapping[str, DecodeSettings]
+    off_image: Mapping[str, float | None]
+
+
+def describe_captioner(name: str) -> CaptionerInfo:
+    """Resolve a name and hash its weights, without building the model.
+
+    Raises UserError where the name, the checkpoint or its configuration is unknown or unreachable.
+    """
+    parts = split_composition(name)
+    if parts:
+        infos = {style: describe_captioner(part) for style, part in parts.items()}
+        check_composition(parts, {style: info.styles for style, info in infos.items()})
+        return CaptionerInfo(
+            name=name,
+            styles=tuple(parts),
+            weights=",".join(f"{style}={info.weights}" for style, info in infos.items()),
+            image_size=max(info.image_size for info in infos.values()),
+            preprocessing=",".join(f"{s}={info.preprocessing}" for s, info in infos.items()),
+            decode={style: info.decode[style] for style, info in infos.items()},
+            off_image={style: info.off_image[style] for style, info in infos.items()},
+        )
+    source = resolve(name)
+    size = source.model_config["vision_cfg"]["image_size"]
+    return CaptionerInfo(
+        name=name,
+        styles=tuple(source.styles),
+        weights=identity(source),
+        image_size=size,
+        preprocessing=f"square_crop({size}), mean {source.mean}, std {source.std}",
+        decode={style: s.decode for style, s in source.styles.items()},
+        off_image={style: s.off_image for style, s in source.styles.items()},
+    )
+
+
+def split_composition(name: str) -> dict[str, str]:
+    """`short=<a>,long=<b>` as {style: name}; empty where the name is no composition."""
+    if not re.match(r"(short|long)=", name):
+        return {}
+    parts = {}
+    for part in re.split(r",(?=(?:short|long)=)", name):
+        style, _, part_name = part.partition("=")
+        if style in parts or not part_name:
+            raise UserError(f"captioner {name!r} is ambiguous", "write short=<name>,long=<name>")
+        parts[style] = part_name
+    return parts
+
+
+def check_composition(parts: Mapping[str, str], styles: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise UserError where a part is asked for a style that it has not."""
+    for style, part in parts.items():
+        if style not in styles[style]:
+            raise UserError(
+                f"captioner {part!r} does not write {style} captions", f"it has {styles[style]}"
+            )
+
+
+def resolve(name: str) -> Source:
+    """Find what a name (not a composition) stands for, downloading published weights if needed."""
+    if Path(name).is_dir():
+        return read_directory(name)
+    architecture, _, tag = name.partition(":")
+    if not tag or "/" in architecture:
+        raise UserError(
+            f"captioner {name!r} is neither a directory nor <model>:<checkpoint>",
+            "for example coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k",
+        )
+    config = model_config(architecture)
+    context = config["multimodal_cfg"]["context_length"]
+    styles = {"short": Style(context, DEFAULTS["short"])}
+    if tag == "random":
+        styles["long"] = Style(RANDOM_LONG_CONTEXT, DEFAULTS["long"])
+        return Source(name, config, styles, weights=None)
+    path = Path(tag)
+    if path.is_dir():
+        path = next((path / file for file in CHECKPOINT_NAMES if (path / file).is_file()), path)
+    if path.is_file():
+        return Source(name, config, styles, weights=path)
+    if "/" in tag or path.suffix in {".safetensors", ".pt", ".pth", ".bin"}:
+        raise UserError(f"captioner {name!r}: no checkpoint at {tag}", "check the path")
+    return Source(name, config, styles, weights=download(architecture, tag))
+
+
+def model_config(architecture: str) -> dict:
+    """An open_clip model configuration by name, read without importing open_clip."""
+    if architecture == "coca_tiny":
+        return TINY
+    folder = Path(importlib.util.find_spec("open_clip").origin).parent / "model_configs"
+    path = folder / f"{architecture}.json"
+    if not architecture.startswith("coca_") or not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("coca_ViT-*.json")))
+        raise UserError(f"unknown captioner model {architecture!r}", f"one of {known}")
+    return json.loads(path.read_text())
+
+
+def download(architecture: str, tag: str) -> Path:
+    """The published weights of an open_clip tag, from the Hugging Face cache or hub."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    repository = get_pretrained_cfg(architecture, tag).get("hf_hub", "").rstrip("/")
+    if not repository:
+        known = list_pretrained_tags_by_model(architecture)
+        raise UserError(f"{architecture} has no published weights {tag!r}", f"it has {known}")
+    for file in CHECKPOINT_NAMES[:3]:
+        try:
+            return Path(hf_hub_download(repository, file, etag_timeout=5))
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # the hub's client raises a dozen kinds; all mean the same here
+            raise UserError(
+                f"weights {architecture}:{tag} could not be fetched ({type(error).__name__})",
+                f"check the network, or download {repository} and name the file: "
+                f"{architecture}:<path>",
+            ) from error
+    raise UserError(f"{repository} holds no checkpoint", f"expected {CHECKPOINT_NAMES[0]}")
+
+
+def read_directory(name: str) -> Source:
+    """A captioner saved by `save_captioner`; raises UserError where a part is missing or malformed."""
+    folder = Path(name)
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        styles, files = {}, {}
+        for style, values in config["styles"].items():
+            decode = DecodeSettings(**values["decode"])
+            styles[style] = Style(values["context_length"], decode, values["off_image"])
+            if values["weights"]:
+                files[style] = folder / values["weights"]
+        tokenizer = config["tokenizer"] and folder / config["tokenizer"]
+        source = Source(
+            name=name,
+            model_config=config["model"],
+            styles=styles,
+            weights=folder / "model.safetensors",
+            style_weights=files,
+            tokenizer=tokenizer or None,
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            config=path,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"captioner {name!r}: config.json is missing or malformed ({reason})",
+            "save it anew, or name an open_clip checkpoint as <model>:<file>",
+        ) from error
+    for file in _files(source):
+        if not file.is_file():
+            raise UserError(f"captioner {name!r} lacks {file.name}", "copy the whole directory")
+    return source
+
+
+def identity(source: Source) -> str:
+    """What names the weights for ever: a hash of every file, or how initial weights were drawn."""
+    if source.weights is None:
+        return f"initial weights of {source.name.partition(':')[0]}, seed 0, scheme 1"
+    hashes = []
+    for file in _files(source):
+        with file.open("rb") as stream:
+            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    if len(hashes) == 1:
+        return f"sha256:{hashes[0]}"
+    return f"sha256:{hashlib.sha256(','.join(hashes).encode()).hexdigest()}"
+
+
+def _files(source: Source) -> list[Path]:
+    style_files = [source.style_weights[style] for style in sorted(source.style_weights)]
+    files = [source.weights, *style_files, source.tokenizer, source.config]
+    return [file for file in files if file is not None]
+
+
+def with_decode(
+    styles: Mapping[str, Style], decode: Mapping[str, DecodeSettings] | None
+) -> dict[str, Style]:
+    """The styles with other decode settings; UserError where one is unknown or does not fit."""
+    styles = dict(styles)
+    for style, settings in (decode or {}).items():
+        if style not in styles:
+            raise UserError(f"no style {style!r} to decode", f"this captioner has {list(styles)}")
+        styles[style] = replace(styles[style], decode=settings)
+    for style, values in styles.items():
+        if values.decode.max_tokens > values.context_length:
+            raise UserError(
+                f"{style} max_tokens={values.decode.max_tokens} exceeds its context",
+                f"use at most {values.context_length}",
+            )
+    return styles

@@ -1,0 +1,129 @@
+"""The stage that captions: samples of a shard in, one row of captions for every sample out."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipeline.images import BadImage
+from pipeline.prefetch import prefetch
+from pipeline.samples import Sample
+from pipeline.schemas import CAPTIONS, OK, STYLES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from captioner.captioner import Caption, Captioner
+
+_BATCHES_AHEAD = 3
+
+
+@dataclass
+class CaptionStage:
+    """Loads a captioner by name once per worker; the fields decide every bit of its output.
+
+    Batches are filled with the readable images of one shard, in order, so that numerics depend
+    neither on the number of workers nor on other shards.
+    """
+
+    captioner: str
+    styles: tuple[str, ...]
+    batch_size: int
+    threads: int
+    device: str = "cpu"
+    precision: str = "auto"
+    decode: Mapping[str, object] | None = None  # style -> DecodeSettings, None for the captioner's
+
+    schema = CAPTIONS
+
+    def setup(self) -> None:
+        import torch
+
+        from captioner import load_captioner
+
+        torch.set_num_threads(self.threads)
+        self._loaded: Captioner = load_captioner(
+            self.captioner, device=self.device, precision=self.precision, decode=self.decode
+        )
+
+    @property
+    def environment(self) -> dict:
+        return dict(self._loaded.environment)
+
+    def __call__(self, samples: Iterator[Sample]) -> pa.Table:
+        """One row for every sample, in order; see `pipeline.schemas.CAPTIONS`."""
+        batches = [
+            pa.RecordBatch.from_pylist(self._rows(batch), schema=CAPTIONS)
+            for batch in self._batches(samples)
+        ]
+        return pa.Table.from_batches(batches, schema=CAPTIONS)
+
+    def _batches(self, samples: Iterator[Sample]) -> Iterator[list[tuple]]:
+        """Runs of (sample, crop or None) with `batch_size` crops each, less in the last."""
+        batch, crops = [], 0
+        for sample, crop in prefetch(
+            samples,
+            self._prepare,
+            threads=max(1, self.threads),
+            depth=_BATCHES_AHEAD * self.batch_size,
+            size=lambda sample: len(sample.image),
+        ):
+            batch.append((sample, crop))
+            crops += crop is not None
+            if crops == self.batch_size or len(batch) == 8 * self.batch_size:
+                yield batch
+                batch, crops = [], 0
+        if batch:
+            yield batch
+
+    def _prepare(self, sample: Sample) -> "tuple[Sample, np.ndarray | None]":
+        """The sample without its bytes, and what the captioner sees of it."""
+        if sample.reason:
+            return replace(sample, image=b""), None
+        try:
+            crop = self._loaded.prepare(sample.image)
+        except BadImage as e:
+            return replace(sample, image=b"", reason=e.reason), None
+        return replace(sample, image=b""), crop
+
+    def _rows(self, batch: list[tuple]) -> list[dict]:
+        seen = [(sample.uid, crop) for sample, crop in batch if crop is not None]
+        captions: dict[str, dict[str, Caption]] = {}
+        if seen:
+            uids, crops = zip(*seen, strict=True)
+            said = self._loaded.caption(crops, uids, self.styles)
+            captions = dict(zip(uids, said, strict=True))
+        return [_row(sample, captions.get(sample.uid), self.styles) for sample, _ in batch]
+
+
+def _row(
+    sample: Sample, captions: "dict[str, Caption] | None", styles: tuple[str, ...]
+) -> dict[str, object]:
+    row = dict.fromkeys(CAPTIONS.names) | {
+        "uid": sample.uid,
+        "key": sample.key,
+        "caption": sample.text,
+        "caption_status": sample.text_status,
+        "status": "failed" if sample.reason else OK,
+        "reason": sample.reason or None,
+    }
+    for style in STYLES:
+        caption = (captions or {}).get(style)
+        row[f"{style}_status"] = "failed" if style in styles else "absent"
+        if caption is not None:
+            row |= {
+                f"caption_{style}": caption.text,
+                f"{style}_status": caption.status,
+                f"{style}_tokens": caption.num_tokens,
+                f"{style}_logprob": _finite(caption.logprob),
+                f"{style}_finish": caption.finish,
+                f"{style}_similarity": _finite(caption.similarity),
+                f"{style}_similarity_min": _finite(caption.similarity_min),
+            }
+    return row
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,81 @@
+"""The command line: `python -m jobs <verb> --help`."""
+
+import importlib
+import sys
+
+VERBS = {
+    "recaption": ("jobs.recaption", "Recaption", "caption shards, mix training shards, print statistics"),
+    "caption": ("jobs.caption", "Caption", "write short and descriptive captions of every image"),
+    "mix": ("jobs.mix", "Mix", "blend captions and write training shards"),
+    "stats": ("jobs.stats", "Stats", "print statistics of captions and blends, or answer SQL"),
+    "sql": ("jobs.sql", "Sql", "a SQL prompt over the catalog"),
+    "calibrate": ("jobs.calibrate", "Calibrate", "measure when a captioner's captions are off the image"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one verb. Exit codes: 0 done, 2 the user's mistake, 3 shards failed, 130 interrupted."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"error: {verb!r} is no verb\n\n{_help()}", file=sys.stderr)
+        return 2
+    module_name, config_name, _ = VERBS[verb]
+    import tyro
+
+    module = importlib.import_module(module_name)
+    config = tyro.cli(
+        getattr(module, config_name),
+        prog=f"python -m jobs {verb}",
+        args=rest,
+    )
+    return _run(module, config)
+
+
+def _run(module: object, config: object) -> int:
+    from jobs.job import Stopped, complain
+    from pipeline.errors import UserError
+
+    try:
+        result = module.run(config)
+    except UserError as e:
+        complain(f"error: {e.message}" + (f"\n  try: {e.hint}" if e.hint else ""))
+        return 2
+    except Stopped as e:
+        complain(str(e))
+        return 3
+    except KeyboardInterrupt as e:
+        complain(str(e) or "stopped; run the same command to go on")
+        return 130
+    return _exit_code(result)
+
+
+def _exit_code(result: object) -> int:
+    """3 where a shard failed or was not reached, or where not one sample came out."""
+    from jobs.job import complain
+
+    summaries = result if isinstance(result, list) else [result] if result else []
+    code = 0
+    for summary in summaries:
+        if summary.failed:
+            complain(f"{len(summary.failed)} of {summary.planned} shards failed; see above")
+            code = 3
+        elif summary.samples and not summary.ok:
+            complain("not one sample is ok; see the reasons above")
+            code = 3
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:{width}}  {what}" for verb, (_, _, what) in VERBS.items()]
+    return "\n".join(
+        ["usage: python -m jobs <verb> [--flag value ...]", "", *lines, "",
+         "python -m jobs <verb> --help lists the flags of a verb."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""What a job prints at its end: samples in, what became of each, which shards failed and why."""
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from jobs.runner import Summary
+from pipeline import storage
+from pipeline.manifest import Shard
+from pipeline.runs import Run, flat
+from pipeline.schemas import OK
+
+if TYPE_CHECKING:
+    from jobs.job import Execution
+
+FAILURES = "failures.log"
+_MOST_FAILED_SHARDS = 20
+
+
+def print_plan(run: Run, shards: list[Shard], summary: Summary, how: "Execution") -> None:
+    """For --dry-run: settings, what is done, what would run."""
+    print(f"{run.kind} {run.name}  ->  {run.folder}")
+    for key, value in sorted(flat(run.config).items()):
+        print(f"  {key} = {value}")
+    print(f"  {len(shards)} shards: {summary.reused} done, {len(shards) - summary.reused} to do")
+    for shard in shards[:5]:
+        print(f"    {shard.name}  {storage.public(shard.url)}  {shard.size} bytes")
+    if len(shards) > 5:
+        print(f"    ... and {len(shards) - 5} more")
+    print(f"  executor = {how.executor}, workers = {how.workers or 'all cores'}")
+
+
+def print_summary(run: Run, summary: Summary, seconds: float) -> None:
+    """The accounting table; every sample that came in is in one of its numbers."""
+    status = summary.totals.get("status", Counter())
+    print(f"{run.kind} {run.name}")
+    new = len(summary.records) - summary.reused
+    print(
+        f"  shards    {summary.planned} planned = {new} done now in {seconds:.1f} s"
+        f" + {summary.reused} done before"
+        f" + {summary.planned - len(summary.records) - len(summary.failed)} not reached"
+        f" + {len(summary.failed)} failed"
+    )
+    reasons = summary.totals.get("reason", Counter())
+    lost = {r: n for r, n in reasons.most_common()}
+    verdicts = [f"{status[OK]} ok", *(f"{n} {reason}" for reason, n in lost.items())]
+    print(f"  samples   {summary.samples} in = {' + '.join(verdicts)}")
+    if summary.samples != status[OK] + sum(lost.values()):
+        raise RuntimeError(f"{run.folder}: the accounting does not add up: {summary.totals}")
+    for column, counts in summary.totals.items():
+        if column in ("status", "reason"):
+            continue
+        line = "  ".join(f"{value} {n}" for value, n in counts.most_common())
+        print(f"  {column.removesuffix('_status'):9} {line}" if line else "", end="\n" if line else "")
+    for name, outcome in sorted(summary.failed.items())[:_MOST_FAILED_SHARDS]:
+        print(f"  FAILED    {name}: {outcome.message}")
+    if len(summary.failed) > _MOST_FAILED_SHARDS:
+        print(f"  FAILED    {len(summary.failed) - _MOST_FAILED_SHARDS} more, in {FAILURES}")
+
+
+def write_failures(run: Run, summary: Summary) -> None:
+    """failures.log: every failed shard with its cause and trace; gone when there is none."""
+    url = run.file(FAILURES)
+    if not summary.failed:
+        storage.remove(url)
+        return
+    entries = [
+        f"{name}: {outcome.message}\n{outcome.trace}"
+        for name, outcome in sorted(summary.failed.items())
+    ]
+    storage.write_bytes(url, "\n".join(entries).encode())

@@ -1,0 +1,169 @@
+"""Runs tasks on Ray: the only file that imports it. Ray schedules and isolates; we decide."""
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+
+from jobs.work import Outcome, Task, Work, attempt, set_up
+from pipeline.errors import UserError
+
+# Before Ray is imported: without the first, its servers listen on every interface.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+_OBJECT_STORE_BYTES = 128 << 20  # only tasks and records travel, never images
+
+
+def connect(address: str, cpus: int) -> None:
+    """Joins the cluster at `address`, or starts a Ray of `cpus` cores on this machine's loopback."""
+    if ray.is_initialized():
+        return
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (RayError, ConnectionError, OSError, ValueError, RuntimeError) as e:
+            line = " ".join(str(e).split())[:200]
+            raise UserError(f"ADDRESS={address}: no Ray there: {line}", "ray status tells") from e
+        return
+    ray.init(
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        _node_ip_address="127.0.0.1",
+        **quiet,
+    )
+
+
+def disconnect() -> None:
+    ray.shutdown()
+
+
+def gpus() -> int:
+    """GPUs of the cluster that is connected."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+class _Worker:
+    """Holds the work, set up once, in a process of its own."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def set_up(self) -> Outcome:
+        return set_up(self._work)
+
+    def attempt(self, task: Task) -> Outcome:
+        return attempt(self._work, task)
+
+
+@dataclass
+class _Running:
+    actor: ActorHandle
+    task: Task | None  # None while the worker is being set up
+    since: float
+
+
+class OnRay:
+    """`slots` workers, each an actor; one that dies is replaced, and its task reported as died.
+
+    threads: cores that Ray reserves per worker. deadline_sec: after this long a task is taken
+    for hung, and its worker is killed.
+    """
+
+    def __init__(
+        self, work: Work, *, slots: int, threads: int, gpus: float, deadline_sec: float
+    ) -> None:
+        self.slots = slots
+        self._work = ray.put(work)
+        self._actor = ray.remote(_Worker).options(
+            num_cpus=threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
+        )
+        self._deadline_sec = deadline_sec
+        self._running: dict[ray.ObjectRef, _Running] = {}
+        self._idle: list[ActorHandle] = []
+        self._waiting: list[Task] = []
+
+    def start(self) -> None:
+        """Starts the workers; raises UserError where none can be set up."""
+        for _ in range(self.slots):
+            self._launch()
+        while not self._idle:
+            self._collect()
+
+    def submit(self, task: Task) -> None:
+        self._waiting.append(task)
+        self._assign()
+
+    def wait(self) -> list[tuple[Task, Outcome]]:
+        """What ended since; returns after a second at the latest, perhaps with nothing."""
+        ended = self._collect()
+        self._assign()
+        return ended
+
+    def close(self) -> None:
+        """Kills the workers; what they had not committed is redone by the next job."""
+        for actor in [r.actor for r in self._running.values()] + self._idle:
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+        self._running.clear()
+        self._idle.clear()
+
+    def _launch(self) -> None:
+        actor = self._actor.remote(self._work)
+        self._running[actor.set_up.remote()] = _Running(actor, None, time.monotonic())
+
+    def _assign(self) -> None:
+        while self._waiting and self._idle:
+            actor, task = self._idle.pop(), self._waiting.pop(0)
+            self._running[actor.attempt.remote(task)] = _Running(actor, task, time.monotonic())
+
+    def _collect(self) -> list[tuple[Task, Outcome]]:
+        """Up to a second of waiting, then every end that has come."""
+        if not self._running:
+            return []
+        refs = list(self._running)
+        ready, _ = ray.wait(refs, num_returns=1, timeout=1.0)
+        if ready:
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        ended = [self._end(ref) for ref in ready]
+        ended += [self._end_hung(ref) for ref in self._hung()]
+        return [(task, outcome) for task, outcome in ended if task is not None]
+
+    def _end(self, ref: "ray.ObjectRef") -> tuple[Task | None, Outcome]:
+        running = self._running.pop(ref)
+        try:
+            outcome = ray.get(ref)
+        except RayError as e:
+            return self._bury(running, " ".join(str(e).split())[:300])
+        if running.task is None and outcome.kind == "fatal":
+            raise UserError(outcome.message, outcome.hint or outcome.trace)
+        self._idle.append(running.actor)
+        return running.task, outcome
+
+    def _hung(self) -> list["ray.ObjectRef"]:
+        now = time.monotonic()
+        return [
+            ref
+            for ref, running in self._running.items()
+            if running.task is not None and now - running.since > self._deadline_sec
+        ]
+
+    def _end_hung(self, ref: "ray.ObjectRef") -> tuple[Task | None, Outcome]:
+        running = self._running.pop(ref)
+        ray.kill(running.actor)
+        return self._bury(running, f"no end after {self._deadline_sec:.0f} s")
+
+    def _bury(self, running: _Running, why: str) -> tuple[Task | None, Outcome]:
+        if running.task is None:
+            raise UserError(
+                f"a worker died while it was loading: {why}", "fewer WORKERS need less memory"
+            )
+        self._launch()
+        return running.task, Outcome("died", message=f"its worker died: {why}")

@@ -1,0 +1,133 @@
+"""What every verb over shards shares: its settings, and one job from plan to accounting."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from jobs.runner import Executor, Summary
+    from jobs.work import Work
+    from pipeline.manifest import Shard
+    from pipeline.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a verb over shards is run; none of this changes what it writes."""
+
+    out: str
+    """The data folder: a path or any fsspec URL."""
+    run: str = ""
+    """A name for the outputs; by default one that says what was done."""
+    workers: int = 0
+    """Worker processes; 0 takes all cores (or GPUs)."""
+    executor: Literal["ray", "inline"] = "ray"
+    """`inline` works in this process, without Ray."""
+    address: str = ""
+    """A Ray cluster; by default a Ray of this machine's own, on loopback."""
+    max_failed: float = 0.5
+    """Stop when one reason fails more than this share of the samples, after the first thousand."""
+    shard_deadline: float = 6 * 3600.0
+    """Seconds after which a worker that has not finished its shard is taken for hung."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+
+
+class Stopped(Exception):
+    """The job ended before its time; the message says how to go on. Exit code 3."""
+
+
+def execute(
+    work: "Work", run: "Run", shards: Iterable["Shard"], how: Execution, *, threads: int, gpu: bool
+) -> "Summary":
+    """Does what is left to do of a run, prints its accounting, and returns its summary."""
+    from jobs import accounting
+    from jobs.progress import Progress
+    from jobs.runner import Runner, Systemic, find_done
+    from pipeline import runs, storage
+
+    shards = list(shards)
+    if how.dry_run:
+        accounting.print_plan(run, shards, find_done(work, shards), how)
+        return find_done(work, shards)
+    storage.require_writable(run.folder)
+    with storage.exclusive(run.folder):
+        for change in runs.begin(run, (s.name for s in shards)):
+            print(f"note: environment of {run.kind}/{run.name} changed: {change}")
+        storage.remove_temporaries(run.folder)
+        summary = find_done(work, shards)
+        progress = Progress(f"{run.kind} {run.name}", summary)
+        start = time.monotonic()
+        executor = _executor(work, how, threads, gpu, len(shards) - summary.reused)
+        runner = Runner(shards, executor, summary=summary, max_failed=how.max_failed, report=progress)
+        try:
+            with _interruptible():
+                runner.run()
+        except Systemic as e:
+            raise Stopped(
+                f"stopped after {len(summary.records)} of {summary.planned} shards: {e}; "
+                "mend the cause and run the same command again, or raise --max-failed"
+            ) from None
+        except KeyboardInterrupt:
+            done, planned = len(summary.records), summary.planned
+            raise KeyboardInterrupt(
+                f"stopped after {done} of {planned} shards; run the same command to go on"
+            ) from None
+        finally:
+            progress.close()
+        accounting.print_summary(run, summary, time.monotonic() - start)
+        accounting.write_failures(run, summary)
+    return summary
+
+
+def _executor(work: "Work", how: Execution, threads: int, gpu: bool, todo: int) -> "Executor":
+    if how.executor == "inline":
+        from jobs.inline import Inline
+
+        return Inline(work)
+    from jobs import cluster
+
+    cores = os.cpu_count() or 1
+    slots = how.workers or max(1, cores // threads)
+    cluster.connect(how.address, cpus=max(cores, slots * threads))
+    if gpu:
+        slots = how.workers or max(1, cluster.gpus())
+    return cluster.OnRay(
+        work,
+        slots=max(1, min(slots, todo)),
+        threads=threads,
+        gpus=1.0 if gpu else 0.0,
+        deadline_sec=how.shard_deadline,
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterable[None]:
+    """A polite kill ends a job like Ctrl-C does."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def settings(config: object) -> dict:
+    """A verb's settings as they were resolved, for printing."""
+    return asdict(config)
+
+
+def say(line: str = "") -> None:
+    print(line, flush=True)
+
+
+def complain(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,61 @@
+"""recaption: the main job. Captions shards, mixes training shards, prints statistics."""
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from jobs import caption, mix, stats
+from jobs.caption import Caption
+from jobs.job import say
+from jobs.mix import Mix
+from jobs.stats import Stats
+
+if TYPE_CHECKING:
+    from jobs.runner import Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recaption(Caption):
+    """Raw shards in, blended training shards and a catalog out: caption, mix and stats in one."""
+
+    keep: str = ""
+    """A keep-list: only the samples it keeps are mixed."""
+    blend: str = "95"
+    """Percent of descriptive captions, or name=weight,... over original, short, long, <run>.<style>."""
+    seed: int = 0
+    """Another seed draws other captions."""
+    max_side: int = 0
+    """Shrink images whose longer side exceeds this many pixels; 0 keeps every size."""
+
+
+def run(config: Recaption) -> "list[Summary]":
+    """Runs the three verbs; a later run of the same command does only what is missing."""
+    _check_blend(config)
+    own = {f.name: getattr(config, f.name) for f in fields(Caption)}
+    captions = caption.run(Caption(**own))
+    run_name = caption.run_name(config)
+    mixing = _mix(config, run_name)
+    if config.dry_run:
+        say(f"mix {mix.run_name(mixing)}  ->  {config.out}/mix/{mix.run_name(mixing)}")
+        return [captions]
+    mixed = mix.run(mixing)
+    say()
+    stats.run(Stats(out=config.out, run=run_name, mix=mix.run_name(mixing)))
+    return [captions, mixed]
+
+
+def _mix(config: Recaption, captions: str) -> Mix:
+    shared = {f.name: getattr(config, f.name) for f in fields(Mix) if f.name != "captions"}
+    mixing = Mix(**shared, captions=captions)
+    return replace(mixing, run=captions) if config.run else mixing
+
+
+def _check_blend(config: Recaption) -> None:
+    """A blend that the captioner cannot feed is refused before any image is captioned."""
+    from captioner.load import describe_captioner
+    from pipeline import blend
+
+    info = describe_captioner(caption.require_captioner(config.captioner))
+    styles = caption.chosen_styles(config.styles, info)
+    for source, weight in blend.parse(config.blend).synthetic:
+        if weight and "." not in source:
+            mix.require_style(source, source, styles)

@@ -1,0 +1,79 @@
+"""What a worker does with one task, and the one place where its exceptions end."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.commit import Record
+from pipeline.errors import UserError
+from pipeline.manifest import Shard
+from pipeline.reading import BadShard
+
+
+class Work(Protocol):
+    """A stage or a writer over shards, picklable before `setup`."""
+
+    def setup(self) -> None: ...
+    def done(self, shard: Shard) -> Record | None: ...
+    def perform(self, shard: Shard, lost: frozenset[int]) -> Record: ...
+    def probe(self, shard: Shard, lost: frozenset[int], indices: range) -> None: ...
+    def failures(self, counts: dict) -> dict[str, int]:
+        """Of a record's counts, those that speak of failure: reason -> samples."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to do, or (probe) some of its samples to go through without keeping anything."""
+
+    shard: Shard
+    lost: frozenset[int] = frozenset()  # samples that killed their worker
+    probe: range | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: `done`, `bad` (no retry helps), `error`, `died`, `fatal` (for the job)."""
+
+    kind: str
+    record: Record | None = None
+    message: str = ""  # one line
+    hint: str = ""
+    trace: str = ""
+
+
+def attempt(work: Work, task: Task) -> Outcome:
+    """Performs a task; whatever it raises becomes an outcome."""
+
+    def perform() -> Outcome:
+        if task.probe is not None:
+            work.probe(task.shard, task.lost, task.probe)
+            return Outcome("done")
+        return Outcome("done", record=work.perform(task.shard, task.lost))
+
+    return _guarded(perform)
+
+
+def set_up(work: Work) -> Outcome:
+    """Prepares a worker; there is no point in trying again elsewhere where this fails."""
+
+    def perform() -> Outcome:
+        work.setup()
+        return Outcome("done")
+
+    outcome = _guarded(perform)
+    if outcome.kind == "done":
+        return outcome
+    return Outcome("fatal", message=outcome.message, hint=outcome.hint, trace=outcome.trace)
+
+
+def _guarded(perform: Callable[[], Outcome]) -> Outcome:
+    try:
+        return perform()
+    except UserError as e:
+        return Outcome("fatal", message=e.message, hint=e.hint)
+    except BadShard as e:
+        return Outcome("bad", message=str(e))
+    except Exception as e:
+        line = " ".join(f"{type(e).__name__}: {e}".split())
+        return Outcome("error", message=line[:500], trace=traceback.format_exc())

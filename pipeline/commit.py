@@ -1,0 +1,117 @@
+"""How outputs come into being: whole, with a record of what they were made from, or not at all.
+
+A sidecar is one parquet file that carries its record in its footer. A shard is a tar, a parquet
+and a `_stats.json`; the last is its record, is written last, and marks it done.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.runs import Run, canonical
+
+_METADATA = b"recaption"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an output says of itself. No clocks: the same work gives the same record."""
+
+    shard: str
+    config_hash: str
+    inputs: dict  # name of the input -> its identity
+    environment: dict  # device, precision, threads of the worker
+    counts: dict = field(default_factory=dict)  # see tally; "samples" is what was read
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Record":
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+
+
+def tally(table: pa.Table) -> dict:
+    """Rows, and how often each value of each `*status` and `reason` column stands in them."""
+    counts: dict = {"rows": table.num_rows}
+    for name in table.column_names:
+        if name.endswith("status") or name == "reason":
+            values = Counter(v for v in table.column(name).to_pylist() if v is not None)
+            counts[name] = dict(sorted(values.items()))
+    return counts
+
+
+def require_accounted(record: Record) -> None:
+    """Every sample that was read is a row: anything else is a bug of ours."""
+    samples, rows = record.counts["samples"], record.counts["rows"]
+    if samples != rows:
+        raise RuntimeError(f"shard {record.shard}: {samples} samples in, {rows} rows out")
+
+
+def write_sidecar(url: str, table: pa.Table, record: Record) -> None:
+    """Commits one sidecar. Same table and record, same bytes."""
+    require_accounted(record)
+    metadata = {_METADATA: canonical(asdict(record)).encode()}
+    with storage.write_atomic(url) as part:
+        write_parquet(table.replace_schema_metadata(metadata), part)
+
+
+def write_parquet(table: pa.Table, path: object) -> None:
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def read_sidecar_record(url: str) -> Record | None:
+    """The record in a sidecar's footer; None where the file is absent, torn or not ours."""
+    try:
+        with storage.open_read(url) as f:
+            footer = pq.ParquetFile(f)
+            record = Record.from_dict(json.loads(footer.metadata.metadata[_METADATA]))
+            return record if footer.metadata.num_rows == record.counts["rows"] else None
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+
+
+def read_sidecar(url: str, columns: list[str] | None = None) -> pa.Table:
+    """A sidecar's table, page checksums verified; raises OSError where bytes are damaged."""
+    with storage.open_read(url) as f:
+        return pq.read_table(f, columns=columns, page_checksum_verification=True)
+
+
+def sha256_file(url: str) -> str:
+    with storage.open_read(url) as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def stats_url(run: Run, shard: str) -> str:
+    return run.file(f"{shard}_stats.json")
+
+
+def write_stats(run: Run, record: Record, files: dict[str, dict], clocks: dict) -> None:
+    """Marks a shard done. files: name -> {"size", "sha256"}; the names img2dataset uses, too."""
+    require_accounted(record)
+    status = record.counts["status"]
+    stats = {
+        "count": record.counts["rows"],
+        "successes": status.get("ok", 0),
+        "failed_to_download": 0,
+        "failed_to_resize": 0,
+        "status_dict": {**{"success": status.get("ok", 0)}, **record.counts["reason"]},
+        **clocks,
+        "files": files,
+        "record": asdict(record),
+    }
+    storage.write_bytes(stats_url(run, record.shard), json.dumps(stats, indent=1).encode())
+
+
+def read_stats_record(run: Run, shard: str) -> Record | None:
+    """The record of a shard that is done; None where a part is missing or has another size."""
+    try:
+        stats = json.loads(storage.read_bytes(stats_url(run, shard)))
+        for name, file in stats["files"].items():
+            if storage.fingerprint(run.file(name)).size != file["size"]:
+                return None
+        return Record.from_dict(stats["record"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

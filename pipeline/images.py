@@ -1,0 +1,462 @@
+"""From the bytes of any image to upright RGB pixels, to what captioners see, to a training JPEG.
+
+The bytes come from strangers. They are capped in size, and in pixels by their header, before
+anything is decoded; only the formats of FORMATS are tried, none of which runs a program; whatever
+a decoder raises becomes BadImage with a reason from IMAGE_REASONS. All functions here may be
+called from many threads.
+"""
+
+import io
+import logging
+import math
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from pipeline import jpeg
+from pipeline.resample import resample_square
+
+# Every reason for which an image is refused.
+IMAGE_REASONS = (
+    "empty",  # no bytes at all
+    "too_many_bytes",  # more than MAX_BYTES
+    "too_many_pixels",  # more than MAX_PIXELS, or a side above MAX_SIDE
+    "not_an_image",  # none of FORMATS
+    "truncated",  # the file ends before its pixels do
+    "undecodable",  # the header is readable, but the rest is corrupt or of an unsupported kind
+)
+MAX_BYTES = 100 * 2**20
+MAX_PIXELS = 89_478_485  # Pillow's own line between a large picture and a bomb
+MAX_SIDE = 65_500  # the largest side that libjpeg writes
+
+# Formats with a signature that Pillow decodes by itself. Left out are EPS and WMF (they run or
+# call other programs), TGA (it has no signature, so that any bytes may pass as one), containers
+# whose frames are other files, and what the web does not carry.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "PSD")
+
+PREPROCESSING = (
+    "rgb8 upright, alpha on white, icc ignored, jpeg decoded at the smallest n/8 DCT scale that"
+    " keeps the shortest side, antialiased bicubic, shortest side to size, centre crop"
+)
+
+JPEG_QUALITY = 95
+
+# A decoder whose estimated need is above this waits for the others like it, so that four threads
+# stay below 2 GB on the worst files that pass the caps (one such file alone takes about 1.1 GB).
+_BIG_BYTES = 128 * 2**20
+_BIG = threading.RLock()
+
+# A failure is told by its reason, a dubious file that decodes is of no interest: Pillow's
+# warnings and log lines would only fill the terminals of workers. Set once, for this process.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+Image.init()  # loads all plugins now, not in the first thread that meets a format
+
+# What libjpeg says of pixel data that are damaged or end too early.
+_CORRUPT = re.compile(
+    r"premature end of data|premature end of jpeg|bad huffman|bad arithmetic"
+    r"|inconsistent progression|instead of rst|extraneous bytes",
+    re.IGNORECASE,
+)
+# What it says of files that are only untidy, or may be: see _prove_despite.
+_UNTIDY = re.compile(
+    r"extraneous bytes|bad icc|jfif revision|adobe color|invalid sos|premature end of jpeg",
+    re.IGNORECASE,
+)
+_BEFORE_EOI = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_TRUNCATED = re.compile(r"truncat|not enough|premature end|unexpected end", re.IGNORECASE)
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# The same for arrays (H, W, C), as views.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+
+
+class BadImage(Exception):
+    """The bytes are no image we accept: `reason` is one of IMAGE_REASONS, `detail` is for people."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        assert reason in IMAGE_REASONS, reason
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple:
+        return BadImage, (self.reason, self.detail)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What an image's header says; width and height are upright, after EXIF rotation."""
+
+    format: str  # as Pillow names it
+    width: int
+    height: int
+    orientation: int  # EXIF orientation, 1..8
+    mode: str  # Pillow's mode before any conversion: RGB, L, P, CMYK, I;16, ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJpeg:
+    """An upright RGB or grey JPEG, and whether it was encoded anew."""
+
+    data: bytes
+    width: int
+    height: int
+    reencoded: bool
+
+
+def probe(data: bytes) -> ImageInfo:
+    """Read format, size, orientation and mode from the header alone; raises BadImage."""
+    with _refusing(data):
+        head = _jpeg_header(data)
+        if head:
+            orientation = head.orientation
+            mode = {1: "L", 3: "RGB", 4: "CMYK"}.get(head.components, "?")
+            kind, width, height = "JPEG", head.width, head.height
+        else:
+            image = _open(data)
+            orientation, mode = _orientation(image, data), image.mode
+            kind, width, height = image.format or "?", image.width, image.height
+        if orientation >= 5:
+            width, height = height, width
+        return ImageInfo(kind, width, height, orientation, mode)
+
+
+def decode(data: bytes, min_side: int = 0) -> np.ndarray:
+    """Decode to upright RGB: uint8 (H, W, 3), contiguous; raises BadImage.
+
+    Transparency is laid on white; palettes, CMYK and LAB are converted; 16 bits and floats are
+    scaled to 8 bits (see _eight_bits); of an animation it is the first frame; ICC profiles are not
+    applied. With `min_side` > 0 a JPEG may come out at n/8 of its size, as long as its shorter
+    side does not fall below min_side.
+    """
+    with _refusing(data):
+        head = _jpeg_header(data)
+        if head:
+            pixels = _jpeg_pixels(data, head, "RGB", min_side)
+            return np.ascontiguousarray(_UPRIGHT[head.orientation](pixels))
+        image = _open(data)
+        with _room(_pil_need(image)):
+            orientation = _orientation(image, data)
+            return np.array(_turn(_rgb(image), orientation))
+
+
+def square_crop(data: bytes, size: int) -> np.ndarray:
+    """What captioners see, uint8 (size, size, 3): see PREPROCESSING; raises BadImage.
+
+    The shortest side is resized to `size` pixels and the middle of the other side is kept, in one
+    step: only the middle square is resampled, with its true neighbours at the edges. The picture
+    is the one that Pillow's `resize(..., BICUBIC, box=square)` gives, up to about one grey level:
+    a JPEG above `size` is reduced by the decoder first, as far as the size allows.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    with _refusing(data):
+        head = _jpeg_header(data)
+        if head:
+            pixels = _jpeg_pixels(data, head, "RGBX", size)
+            side = min(head.width, head.height)
+            # The scale from the exact factor, not from the sizes: those were rounded up.
+            scale = _dct_scale(head, pixels.shape)
+            left, top = (head.width - side) / 2 * scale, (head.height - side) / 2 * scale
+            square = resample_square(pixels, left, top, side * scale, size)
+            return np.ascontiguousarray(_UPRIGHT[head.orientation](square))
+        image = _open(data)
+        with _room(_pil_need(image)):
+            orientation = _orientation(image, data)
+            return np.array(_turn(_square(image, size), orientation))
+
+
+def training_jpeg(data: bytes, max_side: int = 0, check: bool = True) -> TrainingJpeg:
+    """Make the bytes that a training shard holds: an upright RGB or grey JPEG; raises BadImage.
+
+    An 8-bit JPEG with one or three components that needs no rotation keeps its bytes, less what
+    jpeg.strip drops. Anything else is encoded at JPEG_QUALITY without chroma subsampling, with its
+    ICC profile where that is one for RGB or grey as the pixels are. Only where `max_side` > 0 and
+    the longer side is above it, the image is resized. `check` proves that original bytes decode;
+    leave it out only where decode() or square_crop() has already accepted them.
+    """
+    with _refusing(data):
+        head = _jpeg_header(data)
+        if head and head.orientation == 1 and _is_plain(head) and not _above(head, max_side):
+            if check:
+                _jpeg_pixels(data, head, "GRAY" if head.components == 1 else "RGB", 1)
+            return TrainingJpeg(jpeg.strip(data), head.width, head.height, reencoded=False)
+        image, icc = _training_image(data, head)
+        if max_side and max(image.size) > max_side:
+            scale = max_side / max(image.size)
+            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        file = io.BytesIO()
+        image.info = {}  # Pillow would copy a comment that it finds here
+        image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, icc_profile=icc)
+        return TrainingJpeg(file.getvalue(), *image.size, reencoded=True)
+
+
+# --- refusing ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _refusing(data: bytes) -> Iterator[None]:
+    """Check the size in bytes, then turn whatever a decoder raises into BadImage."""
+    if not data:
+        raise BadImage("empty")
+    if len(data) > MAX_BYTES:
+        raise BadImage("too_many_bytes", f"{len(data)} bytes")
+    try:
+        yield
+    except BadImage:
+        raise
+    except jpeg.MalformedJpeg as error:
+        raise BadImage(error.reason, error.detail) from error
+    except Image.DecompressionBombError as error:
+        raise BadImage("too_many_pixels", str(error)) from error
+    except UnidentifiedImageError as error:
+        raise BadImage("not_an_image", "no known signature") from error
+    except Exception as error:
+        # Decoders meet hostile bytes with nearly every exception there is, MemoryError included.
+        reason = "truncated" if _TRUNCATED.search(str(error)) else "undecodable"
+        raise BadImage(reason, f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise BadImage("too_many_pixels", f"{width} x {height}")
+
+
+@contextmanager
+def _room(num_bytes: int) -> Iterator[None]:
+    """Wait until nothing else that is big is being decoded, if this is."""
+    with _BIG if num_bytes > _BIG_BYTES else nullcontext():
+        yield
+
+
+# --- JPEG, by simplejpeg -------------------------------------------------------------------------
+
+
+def _jpeg_header(data: bytes) -> jpeg.Header | None:
+    """The checked header of a JPEG, None for other files."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    head = jpeg.header(data)
+    _check_size(head.width, head.height)
+    if head.progressive and jpeg.count_scans(data) > jpeg.MAX_SCANS:
+        raise BadImage("undecodable", f"more than {jpeg.MAX_SCANS} scans")
+    return head
+
+
+def _jpeg_pixels(data: bytes, head: jpeg.Header, colorspace: str, min_side: int) -> np.ndarray:
+    """Decode as stored, not yet upright, to uint8 (H, W, C) in 'RGB', 'RGBX' or 'GRAY'.
+
+    With min_side > 0 at the smallest n/8 scale that keeps both sides at min_side or above.
+    """
+    pixels = head.width * head.height
+    with _room(
+        pixels * (3 if min_side < 1 else 1) + pixels * 2 * head.components * head.progressive
+    ):
+        if head.components not in (1, 3):
+            _decode_strictly(data, head, "CMYK", 1)
+            return _jpeg_by_pillow(data, colorspace)
+        return _decode_strictly(data, head, colorspace, min_side)
+
+
+def _decode_strictly(data: bytes, head: jpeg.Header, colorspace: str, min_side: int) -> np.ndarray:
+    """simplejpeg, where a warning of libjpeg is an error unless it proves to be harmless."""
+    size = {"min_height": min_side, "min_width": min_side}
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace, **size)
+    except ValueError as error:
+        message = str(error)
+    if _UNTIDY.search(message):
+        _prove_despite(data, head, message)
+        if not jpeg.ends(data):
+            data += b"\xff\xd9"
+        return simplejpeg.decode_jpeg(data, colorspace, strict=False, **size)
+    if _CORRUPT.search(message):
+        raise BadImage("undecodable", message)
+    # Not the data are at fault but simplejpeg, which lacks rare chroma layouts, or it is both.
+    return _jpeg_by_pillow(data, colorspace)
+
+
+def _prove_despite(data: bytes, head: jpeg.Header, message: str) -> None:
+    """Raise BadImage unless the pixel data decode without a warning once the rest is tidied up.
+
+    A wrong ICC chunk, JFIF version or Adobe transform, garbage between segments, a missing EOI and
+    zero padding say nothing about the pixels. Bytes left over after the last scan do: a damaged
+    scan ends early. They are harmless only where they are all alike, which is padding.
+    """
+    bare = jpeg.bare(data)
+    try:
+        simplejpeg.decode_jpeg(
+            bare, "CMYK" if head.components == 4 else "RGB", min_height=1, min_width=1
+        )
+    except ValueError as error:
+        left_over = _BEFORE_EOI.search(str(error))
+        if left_over and int(left_over[1]) > 1 and len(set(bare[-2 - int(left_over[1]) : -2])) == 1:
+            return
+        reason = "undecodable" if jpeg.ends(data) else "truncated"
+        raise BadImage(reason, f"{message}; {error}") from error
+
+
+def _jpeg_by_pillow(data: bytes, colorspace: str) -> np.ndarray:
+    """CMYK, and chroma layouts that simplejpeg lacks; as stored, at full size."""
+    image = _rgb(_open(data))
+    if colorspace == "GRAY":
+        return np.array(image.convert("L"))[..., None]
+    return np.array(image if colorspace == "RGB" else image.convert(colorspace))
+
+
+def _dct_scale(head: jpeg.Header, shape: tuple[int, ...]) -> float:
+    """The n/8 at which a JPEG was decoded to this shape; sides are rounded up."""
+    for n in range(8, 0, -1):
+        if (-(-head.height * n // 8), -(-head.width * n // 8)) == shape[:2]:
+            return n / 8
+    raise AssertionError(f"{head.height} x {head.width} at no n/8 gives {shape}")
+
+
+# --- everything else, by Pillow ------------------------------------------------------------------
+
+
+def _open(data: bytes) -> Image.Image:
+    """Open by the header; no pixels are decoded but those of an icon."""
+    if data[:4] == b"\x00\x00\x01\x00":
+        # Pillow decodes an icon at once, and what is in it may be larger than its directory says.
+        for found in re.finditer(rb"\x89PNG\r\n\x1a\n....IHDR(....)(....)", data, re.DOTALL):
+            _check_size(int.from_bytes(found[1], "big"), int.from_bytes(found[2], "big"))
+        with _BIG:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    else:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image.width, image.height)
+    return image
+
+
+def _pil_need(image: Image.Image) -> int:
+    """About how many bytes decoding and converting takes."""
+    return image.width * image.height * 13
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """EXIF (else XMP) orientation, 1..8; 1 where it is absent or unreadable."""
+    try:
+        if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
+            exif = image.getexif()  # loads the pixels, to read what stands behind them
+        else:
+            exif = Image.Image.getexif(image)
+        value = exif.get(0x0112, 1)
+    except Exception:
+        # Metadata that cannot be read are no reason to lose a picture that can.
+        return 1
+    return value if value in _TRANSPOSE else 1
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TRANSPOSE[orientation]) if orientation > 1 else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB, alpha on white."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and float grey to 8 bits by scaling, never by clipping.
+
+    The black and white points are 0 and 65535 for integers and 0 and 1, or 0 and 255, for floats,
+    where the values stay within; else the smallest and the largest value.
+    """
+    values = np.asarray(image)
+    # By blocks of rows, since a copy of a large picture in floats would take a gigabyte.
+    blocks = [slice(row, row + 256) for row in range(0, len(values), 256)]
+    low = min(float(_finite(values[rows]).min()) for rows in blocks)
+    high = max(float(_finite(values[rows]).max()) for rows in blocks)
+    for white in (1, 255) if image.mode == "F" else (65535,):
+        if low >= 0 and high <= white:
+            low, high = 0, white
+            break
+    scale = 255 / (high - low) if high > low else 0
+    out = np.empty(values.shape, np.uint8)
+    for rows in blocks:
+        out[rows] = np.rint((_finite(values[rows]) - low) * scale)
+    return Image.fromarray(out)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64), nan=0, posinf=0, neginf=0)
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """The middle square as RGB at size x size, as stored; converts no more pixels than it needs."""
+    if image.mode in ("I", "F"):
+        image = _eight_bits(image)  # before cropping: its range is that of the whole picture
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    # The filter reaches two output pixels beyond the square.
+    margin = math.ceil(2 * max(1, side / size)) + 1
+    x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
+    right = min(image.width, math.ceil(left + side) + margin)
+    bottom = min(image.height, math.ceil(top + side) + margin)
+    if (x, y, right, bottom) != (0, 0, *image.size):
+        image = image.crop((x, y, right, bottom))
+    box = (left - x, top - y, left - x + side, top - y + side)
+    return _rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def _training_image(data: bytes, head: jpeg.Header | None) -> tuple[Image.Image, bytes | None]:
+    """Upright image in mode RGB or L, and the ICC profile that still fits it."""
+    if head:
+        grey = head.components == 1
+        pixels = _jpeg_pixels(data, head, "GRAY" if grey else "RGB", 0)
+        pixels = pixels[..., 0] if grey else pixels
+        image = _turn(Image.fromarray(pixels), head.orientation)
+        icc = jpeg.icc_profile(data)
+    else:
+        image = _open(data)
+        with _room(_pil_need(image)):
+            grey = image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
+            orientation, icc = _orientation(image, data), image.info.get("icc_profile")
+            image = _turn(_rgb(image), orientation)
+            image = image.convert("L") if grey else image
+    # A profile names the colour space of the pixels it is meant for in bytes 16 to 19.
+    fits = isinstance(icc, bytes) and icc[16:20] == (b"GRAY" if grey else b"RGB ")
+    return image, icc if fits else None
+
+
+def _is_plain(head: jpeg.Header) -> bool:
+    """8 bits, RGB or grey, and a coding process that every reader knows."""
+    return head.components in (1, 3) and head.precision == 8 and head.sof in (0xC0, 0xC1, 0xC2)
+
+
+def _above(head: jpeg.Header, max_side: int) -> bool:
+    return 0 < max_side < max(head.width, head.height)

@@ -1,0 +1,5 @@
+-- what became of captions: only `ok` is blended; `truncated` stopped at the length limit
+SELECT run, style, status, count(*) AS captions,
+       round(count(*) / sum(count(*)) OVER (PARTITION BY run, style), 4) AS share
+FROM caption_texts WHERE $run IN ('', run)
+GROUP BY ALL ORDER BY run, style, captions DESC, status

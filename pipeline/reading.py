@@ -1,0 +1,251 @@
+"""Samples of a webdataset tar, streamed: nothing is extracted, unpickled or run."""
+
+import hashlib
+import itertools
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO
+
+from pipeline import storage
+from pipeline.manifest import Shard
+from pipeline.samples import Sample, uid_of
+
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
+    *("jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "tga", "ico", "psd", "heic", "heif", "img", "bin"),
+)
+"""A sample's image is its first member with one of these suffixes, in this order of preference."""
+
+READING_REASONS = ("no_image", "empty", "too_many_bytes", "killed_worker")
+"""Why a sample comes without its image; what decoding finds is in `pipeline.images`."""
+
+MAX_IMAGE_BYTES = 128 << 20
+MAX_TEXT_BYTES = 1 << 16
+MAX_JSON_BYTES = 1 << 20
+MAX_MEMBERS_PER_KEY = 64
+_READ_BYTES = 1 << 20
+_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset: up to the first dot of the name
+
+
+class BadShard(Exception):
+    """The shard as a whole cannot be used: torn, not a tar, or its members in disorder."""
+
+
+@dataclass
+class ReadReport:
+    """What reading a shard to its end found; complete once the iterator is exhausted."""
+
+    samples: int = 0
+    sha256: str = ""  # empty where the ETag identifies the content, or only a part was read
+    ignored: int = 0  # members that belong to no sample
+
+
+@dataclass
+class _Group:
+    key: str
+    members: dict[str, bytes | None] = field(default_factory=dict)  # None: over its limit
+
+
+def read_samples(
+    shard: Shard, report: ReadReport | None = None, lost: frozenset[int] = frozenset()
+) -> Iterator[Sample]:
+    """Yields every sample of a shard in order; memory does not grow with the shard.
+
+    lost: indices of samples that killed the process before; they come without their image.
+    Raises BadShard, naming the shard and the cause, for a torn tar, a tar that holds fewer
+    samples than its stats promise, and members of one key that are not adjacent.
+    """
+    report = report if report is not None else ReadReport()
+    expected = _promised(shard)
+    try:
+        with storage.open_read(shard.url) as file:
+            stream = _Hashing(file, wanted=not shard.etag)
+            for group in _groups(shard, stream, report, certain=expected is not None):
+                if shard.limit is not None and report.samples == shard.limit:
+                    break
+                yield _sample(shard.name, report.samples, group, lost)
+                report.samples += 1
+            if shard.limit is None or storage.is_local(shard.url):
+                report.sha256 = stream.finish()
+    except (EOFError, tarfile.TarError) as e:
+        raise _bad(shard, f"torn: {e}") from e
+    except FileNotFoundError as e:
+        raise _bad(shard, "does not exist any more") from e
+    if shard.limit is None and expected is not None and report.samples < expected:
+        raise _bad(shard, f"holds {report.samples} samples where its stats promise {expected}")
+
+
+def count_samples(shard: Shard, stop: int | None = None) -> int:
+    """How many samples the shard holds, counting no further than `stop`."""
+    return sum(1 for _ in itertools.islice(read_samples(shard), stop))
+
+
+def _promised(shard: Shard) -> int | None:
+    """The number of samples, from our manifest or the stats that img2dataset wrote beside it."""
+    if shard.samples is not None or not shard.url.endswith(".tar"):
+        return shard.samples
+    beside = shard.url.removesuffix(".tar") + "_stats.json"
+    try:
+        stats = json.loads(storage.read_bytes(beside))
+        return int(stats["successes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _bad(shard: Shard, why: str) -> BadShard:
+    return BadShard(f"{storage.public(shard.url)}: {why}")
+
+
+class _Hashing:
+    """A forward-only stream that hashes what passes."""
+
+    def __init__(self, file: IO[bytes], wanted: bool) -> None:
+        self._file = file
+        self._hash = hashlib.sha256() if wanted else None
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if self._hash:
+            self._hash.update(data)
+        return data
+
+    def finish(self) -> str:
+        """Reads what is left and returns the hash of everything, or "" where none was wanted."""
+        if not self._hash:
+            return ""
+        while self.read(_READ_BYTES):
+            pass
+        return self._hash.hexdigest()
+
+
+class _Header(tarfile.TarInfo):
+    """tarfile ends silently at a damaged or missing header; this notes which it was."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.HeaderError as e:
+            tar.ended_by = e
+            raise
+
+
+def _groups(
+    shard: Shard, stream: _Hashing, report: ReadReport, certain: bool
+) -> Iterator[_Group]:
+    """Runs of members with one key. certain: a count is known, so a missing end is no worry."""
+    seen: set[str] = set()
+    group: _Group | None = None
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header, bufsize=_READ_BYTES) as tar:
+        tar.ended_by = None
+        for member in tar:
+            tar.members.clear()  # else tarfile keeps every header
+            name = member.name.encode("utf-8", "backslashreplace").decode().removeprefix("./")
+            match = _KEY.match(name)
+            base = name.rsplit("/", 1)[-1]
+            if not member.isreg() or not match or base.startswith("__"):
+                report.ignored += not member.isdir()
+                continue
+            key, suffix = match[1], match[2].lower()
+            if group is None or key != group.key:
+                if group is not None:
+                    yield group
+                if key in seen:
+                    raise _bad(shard, f"members of key {key} are not adjacent; repack it by key")
+                seen.add(key)
+                group = _Group(key)
+            if suffix in group.members or len(group.members) == MAX_MEMBERS_PER_KEY:
+                raise _bad(shard, f"key {key} has {suffix} twice, or too many members")
+            group.members[suffix] = _content(tar, member, suffix)
+        _check_end(shard, tar.ended_by, certain)
+    if group is not None:
+        yield group
+
+
+def _check_end(shard: Shard, ended_by: Exception | None, certain: bool) -> None:
+    if isinstance(ended_by, tarfile.EOFHeaderError):
+        return
+    if isinstance(ended_by, tarfile.EmptyHeaderError):
+        if not certain:
+            raise _bad(shard, "torn: it ends without an end-of-archive mark; fetch or pack it anew")
+        return
+    raise _bad(shard, f"torn: {ended_by or 'it is no tar'}")
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | None:
+    """The bytes of a member that we use, None where it is over its limit."""
+    last = suffix.rsplit(".", 1)[-1]
+    limits = {"txt": MAX_TEXT_BYTES, "json": MAX_JSON_BYTES}
+    limit = limits.get(suffix, MAX_IMAGE_BYTES if last in IMAGE_SUFFIXES else 0)
+    if limit == 0:
+        return b""
+    if member.size > limit:
+        return None
+    data = tar.extractfile(member).read()
+    if len(data) != member.size:
+        raise tarfile.ReadError(f"{member.name} is cut off")
+    return data
+
+
+def _sample(shard: str, index: int, group: _Group, lost: frozenset[int]) -> Sample:
+    image, reason = _image(group.members)
+    if index in lost:
+        image, reason = b"", "killed_worker"
+    meta, meta_status = _meta(group.members)
+    text, text_status = _text(group.members, meta)
+    return Sample(
+        index=index,
+        uid=uid_of(shard, group.key),
+        key=group.key,
+        image=image,
+        reason=reason,
+        text=text,
+        text_status=text_status,
+        meta=meta,
+        meta_status=meta_status,
+    )
+
+
+def _image(members: dict[str, bytes | None]) -> tuple[bytes, str]:
+    whole = [s for s in IMAGE_SUFFIXES if s in members]
+    compound = sorted(m for m in members if m.rsplit(".", 1)[-1] in IMAGE_SUFFIXES)
+    chosen = (whole or compound or [None])[0]
+    if chosen is None:
+        return b"", "no_image"
+    data = members[chosen]
+    if data is None:
+        return b"", "too_many_bytes"
+    return data, "" if data else "empty"
+
+
+def _meta(members: dict[str, bytes | None]) -> tuple[dict, str]:
+    if "json" not in members:
+        return {}, "missing"
+    try:
+        meta = json.loads(members["json"] or b"")
+    except (ValueError, RecursionError):
+        meta = None
+    return (meta, "ok") if isinstance(meta, dict) else ({}, "invalid")
+
+
+def _text(members: dict[str, bytes | None], meta: dict) -> tuple[str | None, str]:
+    """The original caption: `.txt`, or where there is none the `caption` of the `.json`."""
+    if "txt" not in members:
+        caption = meta.get("caption")
+        if not isinstance(caption, str):
+            return None, "missing"
+        raw = caption.encode("utf-8", "surrogatepass")
+    else:
+        raw = members["txt"]
+    if raw is None or len(raw) > MAX_TEXT_BYTES:
+        return None, "too_long"
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "replace"), "invalid_utf8"
+    text = text.replace("\x00", "").strip()
+    return text, "ok" if text else "empty"
+

@@ -1,0 +1,132 @@
+"""A run: one folder of outputs made with one configuration, which run.json records."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+FILE = "run.json"
+_RECORDED_PACKAGES = ("torch", "open_clip_torch", "pyarrow", "pillow", "simplejpeg", "ray")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A named run of one kind ("captions", "mix", ...) in a data folder."""
+
+    out: str
+    kind: str
+    name: str
+    config: dict  # JSON values only: everything that decides what the outputs are
+
+    @property
+    def folder(self) -> str:
+        return storage.join(self.out, self.kind, self.name)
+
+    @property
+    def config_hash(self) -> str:
+        return hashlib.sha256(canonical(self.config).encode()).hexdigest()
+
+    def file(self, name: str) -> str:
+        return storage.join(self.folder, name)
+
+
+def canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def begin(run: Run, shards: Iterable[str]) -> list[str]:
+    """Opens or continues a run; returns what changed in the environment since, for the user.
+
+    Writes run.json (config, environment, planned shards) before any output. Raises UserError
+    naming the fields that differ where the name was used with another config.
+    """
+    now = environment()
+    before = load(run.out, run.kind, run.name)
+    changed = []
+    planned = set(shards)
+    if before:
+        _refuse_other_config(run, before["config"])
+        changed = [
+            f"{k} was {v}, is {now.get(k)}"
+            for k, v in before["environment"].items()
+            if now.get(k) != v
+        ]
+        planned |= set(before["shards"])
+    record = {
+        "kind": run.kind,
+        "run": run.name,
+        "config_hash": run.config_hash,
+        "config": run.config,
+        "environment": now,
+        "shards": sorted(planned),
+    }
+    if record != before:
+        data = json.dumps(record, indent=1, ensure_ascii=False).encode()
+        storage.write_bytes(run.file(FILE), data)
+    return changed
+
+
+def load(out: str, kind: str, name: str) -> dict | None:
+    """What run.json says, or None where there is no such run."""
+    try:
+        return json.loads(storage.read_bytes(storage.join(out, kind, name, FILE)))
+    except FileNotFoundError:
+        return None
+
+
+def require(out: str, kind: str, name: str) -> dict:
+    """The same, for a run that must exist."""
+    found = load(out, kind, name)
+    if found is None:
+        raise UserError(f"{out} has no run {kind}/{name}", f"make it first, or see {out}/{kind}/")
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Versions and code that may change the last bits of an output."""
+    versions = {}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions | {"recaption": metadata.version("recaption"), "commit": _commit()}
+
+
+def _commit() -> str:
+    """The git commit that the code runs from, "" where it is an installed package."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+    done = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def _refuse_other_config(run: Run, before: dict) -> None:
+    old, new = flat(before), flat(run.config)
+    names = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    if names:
+        differ = ", ".join(f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in names)
+        raise UserError(
+            f"RUN={run.name}: {run.kind}/{run.name} was made with other settings: {differ}",
+            "give another RUN, or the same settings",
+        )
+
+
+def flat(config: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings as dotted names, for messages."""
+    found: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

@@ -1,0 +1,81 @@
+"""A stage: what turns the samples of one shard into one table, with a row for every sample."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import pyarrow as pa
+
+from pipeline import commit
+from pipeline.manifest import Shard
+from pipeline.reading import ReadReport, read_samples
+from pipeline.runs import Run
+from pipeline.samples import Sample
+from pipeline.schemas import OK, STYLES
+
+_FINE = (OK, "absent")
+
+
+class Stage(Protocol):
+    """Knows nothing of paths, retries or Ray; must be picklable before `setup`."""
+
+    schema: pa.Schema  # holds at least pipeline.schemas.COLUMNS
+
+    def setup(self) -> None:
+        """Loads what is needed once per worker."""
+
+    @property
+    def environment(self) -> dict:
+        """Device, precision and the like, known after `setup`."""
+
+    def __call__(self, samples: Iterator[Sample]) -> pa.Table:
+        """One row for every sample, in order, failures included."""
+
+
+class SidecarWork:
+    """A stage over shards: each shard becomes one sidecar of the run."""
+
+    def __init__(self, stage: Stage, run: Run) -> None:
+        self.stage = stage
+        self.run = run
+
+    def setup(self) -> None:
+        self.stage.setup()
+
+    def done(self, shard: Shard) -> commit.Record | None:
+        """The record of a sidecar that is there and still true."""
+        record = commit.read_sidecar_record(self._url(shard))
+        true = record and record.config_hash == self.run.config_hash
+        return record if true and shard.is_still(record.inputs["shard"]) else None
+
+    def perform(self, shard: Shard, lost: frozenset[int]) -> commit.Record:
+        """Computes and commits one shard."""
+        report = ReadReport()
+        table = self.stage(read_samples(shard, report, lost))
+        if table.schema != self.stage.schema:
+            raise TypeError(f"{type(self.stage).__name__}: {table.schema} is not its schema")
+        record = commit.Record(
+            shard=shard.name,
+            config_hash=self.run.config_hash,
+            inputs={"shard": shard.identity | {"sha256": report.sha256}},
+            environment=self.stage.environment,
+            counts={"samples": report.samples, **commit.tally(table)},
+        )
+        commit.write_sidecar(self._url(shard), table, record)
+        return record
+
+    def probe(self, shard: Shard, lost: frozenset[int], indices: range) -> None:
+        """Goes through some samples of a shard and keeps nothing: does the process survive?"""
+        self.stage(s for s in read_samples(shard, lost=lost) if s.index in indices)
+
+    def failures(self, counts: dict) -> dict[str, int]:
+        """Reason -> samples: rows without a result, and captions that are not ok, per style."""
+        found = dict(counts["reason"])
+        for column, statuses in counts.items():
+            style = column.removesuffix("_status")
+            if style in STYLES:
+                bad = {f"{style} caption {s}": n for s, n in statuses.items() if s not in _FINE}
+                found |= bad
+        return found
+
+    def _url(self, shard: Shard) -> str:
+        return self.run.file(f"{shard.name}.parquet")

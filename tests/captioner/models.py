@@ -1,0 +1,54 @@
+"""Models for the captioner's tests: CoCa at the widths of coca_ViT-B-32 with few layers, and its peer."""
+
+import copy
+
+import torch
+from open_clip.coca_model import CoCa as OpenClipCoCa
+
+from captioner.decode import Writer
+from captioner.fused import DecoderWeights, ImageEncoder, Layout, TextEncoder
+from captioner.load import model_config
+from captioner.model import CoCa
+
+
+def shallow_config(**text_options: object) -> dict:
+    """coca_ViT-B-32 with one vision layer and two in each text stack."""
+    config = copy.deepcopy(model_config("coca_ViT-B-32"))
+    config["vision_cfg"]["layers"] = 1
+    config["text_cfg"]["layers"] = config["multimodal_cfg"]["layers"] = 2
+    config["text_cfg"].update(text_options)
+    return config
+
+
+def make_peer(config: dict, model: CoCa) -> OpenClipCoCa:
+    """open_clip's CoCa with the same weights, loaded strictly."""
+    parts = ("embed_dim", "vision_cfg", "text_cfg", "multimodal_cfg")
+    peer = OpenClipCoCa(**{part: config[part] for part in parts})
+    peer.load_state_dict(model.state_dict(), strict=True)
+    return peer.eval()
+
+
+def make_writer(model: CoCa, config: dict, layout: Layout | None = None) -> Writer:
+    """A writer over the text stacks of a model, fp32 on the CPU unless told otherwise."""
+    layout = layout or Layout("cpu", torch.float32)
+    return Writer(
+        TextEncoder(layout, model.text, config["text_cfg"]["heads"]),
+        DecoderWeights(layout, model.text_decoder, config["multimodal_cfg"]["heads"]),
+    )
+
+
+def make_encoder(model: CoCa) -> ImageEncoder:
+    """The fused image tower, fp32, for pixels that are normalised already."""
+    return ImageEncoder(Layout("cpu", torch.float32), model.visual, [0, 0, 0], [1, 1, 1])
+
+
+def random_captions(num: int, length: int, *, fill: int, seed: int = 0) -> torch.Tensor:
+    """Ids (num, length): start, between 1 and fill - 2 words, end, pads. Row 0 has all `fill`."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.zeros(num, length, dtype=torch.long)
+    for row in range(num):
+        words = fill - 2 if row == 0 else int(torch.randint(1, fill - 1, (), generator=generator))
+        ids[row, 0] = 49406
+        ids[row, 1 : words + 1] = torch.randint(1, 49406, (words,), generator=generator)
+        ids[row, words + 1] = 49407
+    return ids
