@@ -1,8 +1,8 @@
 """What writes captions: CoCa with fast decoding behind one captioner interface.
 
-    from captioner import load_captioner
-    captioner = load_captioner("coca_ViT-B-32:mscoco_finetuned_laion2b_s13b_b90k")
-    captions = captioner(["photo.jpg"])
+from captioner import load_captioner
+captioner = load_captioner("coca_ViT-B-32:mscoco_finetuned_laion2b_s13b_b90k")
+captions = captioner(["photo.jpg"])
 """
 
 from importlib import import_module
@@ -18,7 +18,7 @@ _HOMES = {
     "save_captioner": "captioner.checkpoint",
     "DecodeSettings": "captioner.settings",
 }
-__all__ = list(_HOMES)  # noqa: PLE0604
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:

@@ -88,7 +88,10 @@ def load_captioner(
     for part in dict.fromkeys(parts.values()):
         checkpoint = load_checkpoint(part)
         wanted = {s: settings for s, settings in (decode or {}).items() if parts[s] == part}
-        check_composition({s: p for s, p in parts.items() if p == part}, dict.fromkeys(parts, tuple(checkpoint.styles)))
+        check_composition(
+            {s: p for s, p in parts.items() if p == part},
+            dict.fromkeys(parts, tuple(checkpoint.styles)),
+        )
         loaded[part] = CocaCaptioner(
             part, checkpoint, device=device, precision=precision, decode=wanted
         )
@@ -216,7 +219,9 @@ class CocaCaptioner(_Friendly):
             texts = [self.tokenizer.decode(row.ids) for row in decoded]
             similarities = self._similarities(features, texts)
             threshold = self.settings[style].off_image
-            for row, text, values, result in zip(decoded, texts, similarities, captions, strict=True):
+            for row, text, values, result in zip(
+                decoded, texts, similarities, captions, strict=True
+            ):
                 result[style] = make_caption(row, text, values, threshold)
         return captions
 
@@ -236,9 +241,7 @@ class CocaCaptioner(_Friendly):
         mean = torch.zeros(len(texts), features.shape[1]).index_add_(0, owners, features)
         return F.normalize(mean, dim=-1).numpy()
 
-    def similarities(
-        self, features: np.ndarray, texts: Sequence[str]
-    ) -> list[tuple[float, float]]:
+    def similarities(self, features: np.ndarray, texts: Sequence[str]) -> list[tuple[float, float]]:
         """(mean, minimum) cosine of each text's chunks with its image's feature, a row of (B, E)."""
         return self._similarities(torch.from_numpy(features), texts)
 
@@ -254,7 +257,9 @@ class CocaCaptioner(_Friendly):
     def _chunk_features(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         room = self._text_encoder.contrastive_context - 2
         chunks = [split_text(text, self.tokenizer, room) for text in texts]
-        owners = torch.tensor([i for i, parts in enumerate(chunks) for _ in parts], dtype=torch.long)
+        owners = torch.tensor(
+            [i for i, parts in enumerate(chunks) for _ in parts], dtype=torch.long
+        )
         ids = to_tensor(self.tokenizer, [part for parts in chunks for part in parts], room + 2)
         return self._text_encoder(ids).cpu(), owners
 

@@ -99,7 +99,9 @@ def read_stack(path: Path, config: Mapping, style: Style) -> Stack:
     has_visual = any(key.startswith("visual.") for key in state)
     with torch.device("meta"):
         text = TextTower(text_config, config["embed_dim"])
-        visual = build_image_tower(config["vision_cfg"], config["embed_dim"]) if has_visual else None
+        visual = (
+            build_image_tower(config["vision_cfg"], config["embed_dim"]) if has_visual else None
+        )
         decoder = Decoder(config["multimodal_cfg"], text_config["vocab_size"])
     text.contrastive_context = config["text_cfg"]["context_length"]
     stack = Stack(text, decoder, visual).eval()

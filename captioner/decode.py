@@ -75,11 +75,16 @@ class Writer:
             cross = decoder.cross_blocks[i]
             (q,) = cross.heads_of(x)
             x = cross.add(x, attend(q, *caches.image[i]))
-        return decoder.vocabulary(decoder.ln_final(x[:, 0])).float()
+        return decoder.logits(x[:, 0])
 
 
 def _cached_block(
-    block: Block, x: Tensor, cache: Tensor, position: Tensor, length: int | None, mask: Tensor | None
+    block: Block,
+    x: Tensor,
+    cache: Tensor,
+    position: Tensor,
+    length: int | None,
+    mask: Tensor | None,
 ) -> Tensor:
     q, k, v = block.heads_of(x)  # (A, H, 1, d) each
     if length is None:
@@ -141,7 +146,9 @@ def decode(
             continue
         for row in range(len(order)) if is_last else done.nonzero()[:, 0].tolist():
             if order[row] not in written:
-                written[order[row]] = _collect(history[row, 1 : t + 2], logprobs[row], tokenizer.end)
+                written[order[row]] = _collect(
+                    history[row, 1 : t + 2], logprobs[row], tokenizer.end
+                )
         if len(written) == num:
             break
         if is_compacted:

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from captioner.text import PAD, Decoder, TextTower, cls_mask
 
+NUM_REFINED = 32  # bf16 candidates computed anew in fp32; a wrong order reaches no further down
+
 
 class Layout:
     """Where weights go and in which precision; on a CPU, matrices are packed for oneDNN.
@@ -103,7 +105,9 @@ class Block:
 
     def heads_of(self, x: Tensor) -> tuple[Tensor, ...]:
         """x (A, S, D) -> q, k, v, each (A, H, S, d); a cross block gives q alone."""
-        parts = self.project(self.ln_1(x)).unflatten(-1, (-1, self.heads, x.shape[-1] // self.heads))
+        parts = self.project(self.ln_1(x)).unflatten(
+            -1, (-1, self.heads, x.shape[-1] // self.heads)
+        )
         return parts.permute(2, 0, 3, 1, 4).unbind(0)
 
     def add(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -161,7 +165,11 @@ class Pooler:
         attn = pooler.attn
         width, self.heads = attn.embed_dim, attn.num_heads
         if attn.in_proj_weight is None:
-            q_weight, k_weight, v_weight = attn.q_proj_weight, attn.k_proj_weight, attn.v_proj_weight
+            q_weight, k_weight, v_weight = (
+                attn.q_proj_weight,
+                attn.k_proj_weight,
+                attn.v_proj_weight,
+            )
         else:  # torch packs them where the vision width equals the decoder's
             q_weight, k_weight, v_weight = attn.in_proj_weight.chunk(3)
         bias = attn.in_proj_bias.detach()
@@ -226,6 +234,21 @@ class DecoderWeights:
         self.keys_values = [self._fold(layout, block) for block in decoder.cross_attn]
         self.ln_final = Norm(layout, decoder.ln_final)
         self.vocabulary = Linear(layout, decoder.text_projection.T, None)
+        self.word_rows = layout.tensor(decoder.text_projection.T)  # (V, D)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Next-token logits in fp32: states (A, D) -> (A, V).
+
+        A matrix product in bf16 rounds its results too, so that the best tokens often tie and the
+        lowest id wins; the best candidates are therefore computed once more, summed and kept in fp32.
+        """
+        x = self.ln_final(x)
+        logits = self.vocabulary(x).float()
+        if x.dtype == torch.float32:
+            return logits
+        best = logits.topk(min(NUM_REFINED, logits.shape[1]), dim=-1).indices
+        rows = self.word_rows[best].float()  # (A, NUM_REFINED, D)
+        return logits.scatter_(1, best, (rows @ x.float()[:, :, None])[:, :, 0])
 
     @staticmethod
     def _fold(layout: Layout, block: torch.nn.Module) -> Linear:

@@ -172,7 +172,12 @@ def model_config(architecture: str) -> dict:
 
 def download(architecture: str, tag: str) -> Path:
     """The published weights of an open_clip tag, from the Hugging Face cache or hub."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
     from huggingface_hub.errors import EntryNotFoundError
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
@@ -181,8 +186,14 @@ def download(architecture: str, tag: str) -> Path:
         known = list_pretrained_tags_by_model(architecture)
         raise UserError(f"{architecture} has no published weights {tag!r}", f"it has {known}")
     for file in CHECKPOINT_NAMES[:3]:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    for file in CHECKPOINT_NAMES[:3]:
         try:
-            return Path(hf_hub_download(repository, file, etag_timeout=5))
+            # Asked once beforehand: the download itself retries for minutes without a network.
+            get_hf_file_metadata(hf_hub_url(repository, file), timeout=5)
+            return Path(hf_hub_download(repository, file))
         except EntryNotFoundError:
             continue
         except Exception as error:  # the hub's client raises a dozen kinds; all mean the same here

@@ -27,7 +27,12 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, *, causal=False
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
     ) -> Tensor:
         """x (B, S, D) attends to `memory` (B, n, D), or to itself; mask (B, 1, S, S), True = seen."""
         if memory is None:
@@ -59,7 +64,12 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, *, causal=False
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
     ) -> Tensor:
         """x (B, S, D) -> (B, S, D)."""
         if memory is not None:

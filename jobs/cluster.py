@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from jobs.work import Outcome, Task, Work, attempt, set_up
+from jobs.work import Outcome, Task, Work, attempt, require_set_up, set_up
 from pipeline.errors import UserError
 
 # Before Ray is imported: without the first, its servers listen on every interface.
@@ -142,8 +142,8 @@ class OnRay:
             outcome = ray.get(ref)
         except RayError as e:
             return self._bury(running, " ".join(str(e).split())[:300])
-        if running.task is None and outcome.kind == "fatal":
-            raise UserError(outcome.message, outcome.hint or outcome.trace)
+        if running.task is None:
+            require_set_up(outcome)
         self._idle.append(running.actor)
         return running.task, outcome
 

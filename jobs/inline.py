@@ -2,8 +2,7 @@
 
 from collections import deque
 
-from jobs.work import Outcome, Task, Work, attempt, set_up
-from pipeline.errors import UserError
+from jobs.work import Outcome, Task, Work, attempt, require_set_up, set_up
 
 
 class Inline:
@@ -17,9 +16,7 @@ class Inline:
 
     def start(self) -> None:
         """Loads what the work needs; raises UserError where that fails."""
-        outcome = set_up(self._work)
-        if outcome.kind != "done":
-            raise UserError(outcome.message, outcome.hint or outcome.trace)
+        require_set_up(set_up(self._work))
 
     def submit(self, task: Task) -> None:
         self._tasks.append(task)

@@ -55,16 +55,21 @@ def attempt(work: Work, task: Task) -> Outcome:
 
 
 def set_up(work: Work) -> Outcome:
-    """Prepares a worker; there is no point in trying again elsewhere where this fails."""
+    """Prepares a worker: `done`, `fatal` where the user can mend it, `error` for a bug of ours."""
 
     def perform() -> Outcome:
         work.setup()
         return Outcome("done")
 
-    outcome = _guarded(perform)
-    if outcome.kind == "done":
-        return outcome
-    return Outcome("fatal", message=outcome.message, hint=outcome.hint, trace=outcome.trace)
+    return _guarded(perform)
+
+
+def require_set_up(outcome: Outcome) -> None:
+    """Raises where a worker could not be prepared: another one could not, either."""
+    if outcome.kind == "fatal":
+        raise UserError(outcome.message, outcome.hint)
+    if outcome.kind != "done":
+        raise RuntimeError(f"a worker cannot be set up: {outcome.message}\n{outcome.trace}")
 
 
 def _guarded(perform: Callable[[], Outcome]) -> Outcome:

@@ -47,6 +47,8 @@ PREPROCESSING = (
 )
 
 JPEG_QUALITY = 95
+# Frame markers: baseline, extended and progressive, by Huffman and by arithmetic coding.
+_DCT_CODED = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 
 # A decoder whose estimated need is above this waits for the others like it, so that four threads
 # stay below 2 GB on the worst files that pass the caps (one such file alone takes about 1.1 GB).
@@ -278,6 +280,10 @@ def _jpeg_pixels(data: bytes, head: jpeg.Header, colorspace: str, min_side: int)
     with _room(
         pixels * (3 if min_side < 1 else 1) + pixels * 2 * head.components * head.progressive
     ):
+        # simplejpeg must not see a lossless JPEG: asked for a scale, which those lack, it writes
+        # the full picture into the memory of the small one.
+        if head.sof not in _DCT_CODED:
+            return _jpeg_by_pillow(data, colorspace)
         if head.components not in (1, 3):
             _decode_strictly(data, head, "CMYK", 1)
             return _jpeg_by_pillow(data, colorspace)

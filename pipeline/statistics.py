@@ -34,11 +34,10 @@ def named(
     for name in NAMES:
         sql = query(name)
         wanted = {k: v for k, v in {"run": run, "mix": mix}.items() if f"${k}" in sql}
-        result = connection.execute(sql, wanted)
-        table = result.to_arrow_table()
-        if table.num_rows:
+        table = _show(connection.sql(sql, params=wanted))
+        if table:
             title = sql.splitlines()[0].removeprefix("-- ")
-            yield f"{name}: {title}", _text(connection, table)
+            yield f"{name}: {title}", table
 
 
 def answer(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
@@ -47,17 +46,15 @@ def answer(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
         relation = connection.sql(sql)
     except duckdb.Error as e:
         raise UserError(f"SQL: {' '.join(str(e).split())}", "make sql OUT=... lists the views") from e
-    return "" if relation is None else _show(relation)
-
-
-def _text(connection: duckdb.DuckDBPyConnection, table: object) -> str:
-    return _show(connection.from_arrow(table))
+    return "" if relation is None else _show(relation) or "no rows"
 
 
 def _show(relation: duckdb.DuckDBPyRelation) -> str:
-    """Rows with aligned columns, numbers to the right; control characters made visible."""
+    """Rows with aligned columns, numbers to the right, nothing where there are none."""
     names = relation.columns
-    rows = [[_cell(v) for v in row] for row in relation.fetchmany(_MAX_ROWS)]
+    rows = [[_cell(v) for v in row] for row in relation.limit(_MAX_ROWS).fetchall()]
+    if not rows:
+        return ""
     numeric = [str(t) not in ("VARCHAR", "JSON", "BOOLEAN") for t in relation.types]
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     lines = [

@@ -5,7 +5,8 @@
 Both sides encode the images, write the same number of tokens (stopping is disabled) and hold the same
 random weights of coca_ViT-B-32. open_clip's `generate` does not run with today's transformers and
 recomputes both stacks at every step; the loop here does only that, without its other costs. Rounds of
-the two sides alternate, and the ratio is that of the medians.
+the two sides alternate, and the ratio is that of the medians. Times are CPU seconds of this process
+per thread, so that other work on the machine does not count.
 """
 
 import argparse
@@ -111,9 +112,9 @@ def measure(checkpoint: Checkpoint, case: Case, rounds: int) -> dict:
     for _ in range(rounds):
         ids = {}
         for side, run in (("ours", ours), ("peer", peer)):
-            start = time.perf_counter()
+            start = time.process_time()
             ids[side] = run(crops)
-            times[side].append(time.perf_counter() - start)
+            times[side].append((time.process_time() - start) / torch.get_num_threads())
         assert ids["ours"].shape == ids["peer"].shape == (case.batch, case.tokens)
     ours_sec, peer_sec = (statistics.median(times[side]) for side in ("ours", "peer"))
     return {

@@ -23,7 +23,11 @@ def shallow_config(**text_options: object) -> dict:
 def make_peer(config: dict, model: CoCa) -> OpenClipCoCa:
     """open_clip's CoCa with the same weights, loaded strictly."""
     parts = ("embed_dim", "vision_cfg", "text_cfg", "multimodal_cfg")
-    peer = OpenClipCoCa(**{part: config[part] for part in parts})
+    config = copy.deepcopy({part: config[part] for part in parts})
+    # open_clip 3.3 has the right mask, but no configuration reaches it.
+    is_correct = config["text_cfg"].pop("correct_cls_mask", False)
+    peer = OpenClipCoCa(**config)
+    peer.text.correct_cls_mask = is_correct
     peer.load_state_dict(model.state_dict(), strict=True)
     return peer.eval()
 

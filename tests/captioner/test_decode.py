@@ -73,8 +73,13 @@ def test_static_step_compiles_once_and_equals_the_sliced_one(tiny, tiny_images):
     writer = make_writer(
         tiny.base, tiny.model_config, Layout("cpu", torch.float32, is_packed=False)
     )
-    counter = torch._dynamo.testing.CompileCounter()
-    compiled = torch.compile(writer.step, backend=counter, fullgraph=True)
+    graphs = []
+
+    def eager(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(writer.step, backend=eager, fullgraph=True)
     sliced, static = (Caches(writer, tiny_images[:3], 12) for _ in range(2))
     ids = torch.full((3,), 49406)
     for t in range(12):
@@ -84,7 +89,7 @@ def test_static_step_compiles_once_and_equals_the_sliced_one(tiny, tiny_images):
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
         ids = expected.argmax(dim=-1)
         assert torch.equal(logits.argmax(dim=-1), ids)
-    assert counter.frame_count == 1
+    assert len(graphs) == 1
 
 
 def test_captions_do_not_depend_on_the_batch(tiny, tiny_writer, tiny_images):
@@ -157,5 +162,5 @@ def test_bf16_writes_nearly_what_fp32_writes(tiny, tiny_writer, tiny_images):
     settings = DecodeSettings(max_tokens=5, min_tokens=5)
     rows = write(tiny, writer, tiny_images.bfloat16(), settings)
     expected = write(tiny, tiny_writer, tiny_images, settings)
-    same = [a == b for r, e in zip(rows, expected, strict=True) for a, b in zip(r.ids, e.ids)]
-    assert sum(same) > 0.7 * len(same)
+    ids, expected_ids = (torch.tensor([row.ids for row in side]) for side in (rows, expected))
+    assert (ids == expected_ids).float().mean() > 0.7

@@ -184,7 +184,9 @@ def test_unreachable_weights_fail_quickly(tmp_path, monkeypatch):
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
     )
-    assert "UserError: weights coca_ViT-B-32:laion2b_s13b_b90k could not be fetched" in result.stderr
+    assert (
+        "UserError: weights coca_ViT-B-32:laion2b_s13b_b90k could not be fetched" in result.stderr
+    )
     assert time.monotonic() - start < 60
 
 

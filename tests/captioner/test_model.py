@@ -1,5 +1,7 @@
 """CoCa against open_clip: keys, features, logits; and what open_clip cannot do: longer contexts."""
 
+import copy
+
 import pytest
 import torch
 
@@ -79,13 +81,13 @@ def test_no_logit_depends_on_a_later_token(model, pixels):
 
 
 @torch.no_grad()
-def test_extended_context_keeps_logits_and_features(config, model, pixels):
-    extended = CoCa(config).eval()
-    extended.load_state_dict(model.state_dict())
+def test_extended_context_keeps_logits_and_features(tiny):
+    model, extended = tiny.base, copy.deepcopy(tiny.base)
     extended.text.extend_context(192)
     assert extended.text.positional_embedding.shape[0] == 193
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tokens = model.encode_image(images)[1]
     ids = random_captions(4, 76, fill=40)
-    tokens = model.encode_image(pixels)[1]
     assert torch.equal(extended.logits(tokens, ids), model.logits(tokens, ids))
     assert torch.equal(extended.encode_text(ids), model.encode_text(ids))
     full = random_captions(4, 76, fill=76)  # without a pad CLS sees itself: the row must be its own
