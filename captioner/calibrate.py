@@ -1,30 +1,16 @@
 """When a caption is off its image: one similarity threshold per style, from matched and shuffled pairs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from captioner.captioner import CocaCaptioner
+from captioner.load import Calibration
 
 MAX_FALSE_FLAGS = 0.01  # share of matched pairs that may be flagged
 SHUFFLED_QUANTILE = 0.95  # no better than this among strangers counts as off the image
 MIN_CAUGHT = 0.5  # below, similarity tells strangers from pairs so badly that nothing is judged
 NUM_SHUFFLES = 5
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A threshold and what it does; None where similarity does not tell a caption from another's."""
-
-    threshold: float | None
-    false_flags: float  # share of matched pairs below the threshold
-    caught: float  # share of shuffled pairs below it
-    num_pairs: int
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Plain values, for a record beside the captioner."""
-        return asdict(self)
 
 
 def choose_threshold(matched: np.ndarray, shuffled: np.ndarray) -> Calibration:
@@ -54,8 +40,8 @@ def calibrate(
 ) -> dict[str, Calibration]:
     """Caption crops, shuffle the captions among the images, and choose each style's threshold.
 
-    Use at least a few hundred different images: the threshold is a 1 % quantile. Store the result as
-    `Style.off_image` before `save_captioner`.
+    Use at least a few hundred different images: the threshold is a 1 % quantile. Put the results into
+    the checkpoint's `Style.calibration` before `save_captioner`.
     """
     if len(prepared) < 2:
         raise ValueError("shuffling needs two images at least")
@@ -82,8 +68,3 @@ def _calibrate_style(
         step = 1 + i * (len(images) - 1) // num_shuffles
         shuffled += [mean for mean, _ in captioner.similarities(np.roll(images, step, 0), texts)]
     return choose_threshold(np.array(matched), np.array(shuffled))
-
-
-def thresholds(calibrations: Mapping[str, Calibration]) -> dict[str, float | None]:
-    """The thresholds alone, by style."""
-    return {style: calibration.threshold for style, calibration in calibrations.items()}

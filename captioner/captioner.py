@@ -87,11 +87,9 @@ def load_captioner(
     loaded = {}
     for part in dict.fromkeys(parts.values()):
         checkpoint = load_checkpoint(part)
-        wanted = {s: settings for s, settings in (decode or {}).items() if parts[s] == part}
-        check_composition(
-            {s: p for s, p in parts.items() if p == part},
-            dict.fromkeys(parts, tuple(checkpoint.styles)),
-        )
+        own = {style: part for style, other in parts.items() if other == part}
+        check_composition(own, dict.fromkeys(own, tuple(checkpoint.styles)))
+        wanted = {style: settings for style, settings in (decode or {}).items() if style in own}
         loaded[part] = CocaCaptioner(
             part, checkpoint, device=device, precision=precision, decode=wanted
         )
@@ -107,6 +105,13 @@ def resolve_precision(device: str, precision: str) -> torch.dtype:
     if precision not in formats:
         raise UserError(f"precision {precision!r} is unknown", "use auto, bf16 or fp32")
     return formats[precision]
+
+
+def device_name(device: torch.device) -> str:
+    """What the numbers depend on: the GPU's model, or the instructions that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
 class _Friendly:
@@ -166,7 +171,7 @@ class CocaCaptioner(_Friendly):
         self.tokenizer = checkpoint.tokenizer
         self.image_size = config["vision_cfg"]["image_size"]
         self.environment = {
-            "device": torch.cuda.get_device_name(device) if layout.device.type == "cuda" else "cpu",
+            "device": device_name(layout.device),
             "precision": "bf16" if layout.dtype == torch.bfloat16 else "fp32",
             "torch": torch.__version__,
             "open_clip": open_clip.__version__,

@@ -8,7 +8,7 @@ that is a fine-tune (its `text.*` and `text_decoder.*`, and `visual.*` if that w
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captioner.load import CLIP_MEAN, CLIP_STD, Source, Style, resolve
-from captioner.model import CoCa, build_image_tower, check_config, random_model
+from captioner.config import CLIP_MEAN, CLIP_STD, check_config
+from captioner.load import Source, Style, resolve
+from captioner.model import CoCa, build_image_tower, random_model
 from captioner.text import Decoder, TextTower
 from captioner.tokens import Tokenizer, read_tokenizer, write_tokenizer
 from pipeline.errors import UserError
@@ -62,13 +63,9 @@ def build(source: Source) -> Checkpoint:
     stacks = {}
     if source.weights is None:
         base = random_model(config, seed=0)
-        for seed, (style, values) in enumerate(source.styles.items()):
-            if style == "short":
-                stacks[style] = base_stack(base)
-            else:
-                other = random_model(config, seed)
-                other.text.extend_context(values.context_length)
-                stacks[style] = base_stack(other)
+        stacks["short"] = base_stack(base)
+        stacks["long"] = random_stack(config, seed=1)
+        stacks["long"].text.extend_context(source.styles["long"].context_length)
     else:
         with torch.device("meta"):  # every weight is about to be read: draw none
             base = CoCa(config).eval()
@@ -90,6 +87,17 @@ def build(source: Source) -> Checkpoint:
 def base_stack(base: CoCa) -> Stack:
     """The stack of a style that is not a fine-tune: the base's own modules."""
     return Stack(base.text, base.text_decoder).eval()
+
+
+def random_stack(config: Mapping, seed: int) -> Stack:
+    """Text stacks with initial weights, independent of the base's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text = TextTower(config["text_cfg"], config["embed_dim"])
+        decoder = Decoder(config["multimodal_cfg"], config["text_cfg"]["vocab_size"])
+        text.init_parameters()
+        decoder.init_parameters()
+    return Stack(text, decoder).eval()
 
 
 def read_stack(path: Path, config: Mapping, style: Style) -> Stack:
@@ -190,7 +198,7 @@ def save_captioner(checkpoint: Checkpoint, directory: str | Path) -> None:
             "weights": file,
             "context_length": values.context_length,
             "decode": values.decode.to_dict(),
-            "off_image": values.off_image,
+            "calibration": values.calibration and asdict(values.calibration),
         }
     has_tokenizer = write_tokenizer(checkpoint.tokenizer, folder / "tokenizer.json")
     config = {

@@ -7,48 +7,46 @@ saved by this project), `coca_ViT-B-32:random` (initial weights, for tests), and
 """
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from captioner.config import CLIP_MEAN, CLIP_STD, check_config, model_config
 from captioner.settings import DEFAULTS, DecodeSettings
 from pipeline.errors import UserError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 RANDOM_LONG_CONTEXT = 192
 CHECKPOINT_NAMES = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
     *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "model.safetensors"),
     *("pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )
-# Small enough that a test of what is around a captioner takes a second; only for `:random`.
-TINY = {
-    "embed_dim": 64,
-    "vision_cfg": {
-        **{"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
-        **{"attentional_pool": True, "attn_pooler_queries": 16, "attn_pooler_heads": 2},
-    },
-    "text_cfg": {
-        **{"context_length": 76, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-        **{"embed_cls": True, "output_tokens": True},
-    },
-    "multimodal_cfg": {
-        **{"context_length": 76, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-    },
-}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The similarity below which a caption is off its image, and what that threshold does."""
+
+    threshold: float | None  # None where similarity does not tell a caption from a stranger's
+    false_flags: float  # share of matched pairs below the threshold
+    caught: float  # share of shuffled pairs below it
+    num_pairs: int
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one style is written: its context, its decoding, and when a caption is off the image."""
+    """How one style is written: its context, its decoding, and when a caption is off its image."""
 
     context_length: int
     decode: DecodeSettings
-    off_image: float | None = None  # similarity below which a caption is not of its image
+    calibration: Calibration | None = None
+
+    @property
+    def off_image(self) -> float | None:
+        """The threshold of the calibration; None where nothing is judged."""
+        return self.calibration and self.calibration.threshold
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,8 @@ def describe_captioner(name: str) -> CaptionerInfo:
             off_image={style: info.off_image[style] for style, info in infos.items()},
         )
     source = resolve(name)
+    check_config(source.model_config)
+    with_decode(source.styles, None)
     size = source.model_config["vision_cfg"]["image_size"]
     return CaptionerInfo(
         name=name,
@@ -158,18 +158,6 @@ def resolve(name: str) -> Source:
     return Source(name, config, styles, weights=download(architecture, tag))
 
 
-def model_config(architecture: str) -> dict:
-    """An open_clip model configuration by name, read without importing open_clip."""
-    if architecture == "coca_tiny":
-        return TINY
-    folder = Path(importlib.util.find_spec("open_clip").origin).parent / "model_configs"
-    path = folder / f"{architecture}.json"
-    if not architecture.startswith("coca_") or not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("coca_ViT-*.json")))
-        raise UserError(f"unknown captioner model {architecture!r}", f"one of {known}")
-    return json.loads(path.read_text())
-
-
 def download(architecture: str, tag: str) -> Path:
     """The published weights of an open_clip tag, from the Hugging Face cache or hub."""
     from huggingface_hub import (
@@ -214,7 +202,8 @@ def read_directory(name: str) -> Source:
         styles, files = {}, {}
         for style, values in config["styles"].items():
             decode = DecodeSettings(**values["decode"])
-            styles[style] = Style(values["context_length"], decode, values["off_image"])
+            calibration = values["calibration"] and Calibration(**values["calibration"])
+            styles[style] = Style(values["context_length"], decode, calibration)
             if values["weights"]:
                 files[style] = folder / values["weights"]
         tokenizer = config["tokenizer"] and folder / config["tokenizer"]

@@ -13,26 +13,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captioner.config import check_config
 from captioner.text import Decoder, TextTower
-from pipeline.errors import UserError
-
-# Settings of open_clip's configurations that are read here; any other would change the model.
-_KNOWN = {
-    "": {"embed_dim", "vision_cfg", "text_cfg", "multimodal_cfg", "custom_text", "init_logit_bias"},
-    "vision_cfg": {
-        *("image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"),
-        *("attentional_pool", "attn_pooler_queries", "attn_pooler_heads", "output_tokens"),
-        *("pos_embed_type",),
-    },
-    "text_cfg": {
-        *("context_length", "vocab_size", "width", "heads", "layers", "embed_cls"),
-        *("output_tokens", "correct_cls_mask"),
-    },
-    "multimodal_cfg": {
-        *("context_length", "vocab_size", "width", "heads", "layers", "attn_pooler_heads"),
-        *("dim_head", "mlp_ratio", "n_queries"),  # open_clip ignores these three
-    },
-}
 
 
 class CoCa(nn.Module):
@@ -64,21 +46,6 @@ class CoCa(nn.Module):
     def logits(self, image_tokens: Tensor, ids: Tensor) -> Tensor:
         """Teacher-forced logits (B, S, V); position t predicts token t + 1 of ids (B, S)."""
         return self.text_decoder(image_tokens, self.text.embed_tokens(ids))
-
-
-def check_config(config: Mapping) -> None:
-    """Raise UserError where an open_clip configuration asks for something this CoCa has not."""
-    if "multimodal_cfg" not in config:
-        raise UserError("this open_clip model writes no captions", "use a coca_* model")
-    for part, known in _KNOWN.items():
-        values = config[part] if part else config
-        for key in sorted(set(values) - known):
-            raise UserError(
-                f"model setting {part + '.' if part else ''}{key}={values[key]!r} is not supported",
-                "use coca_ViT-B-32, coca_ViT-L-14 or a model of this project",
-            )
-    if isinstance(config["vision_cfg"].get("attentional_pool"), str):
-        raise UserError("open_clip's cascade and parallel poolers do not run", "use true")
 
 
 def build_image_tower(config: Mapping, embed_dim: int) -> VisionTransformer:

@@ -6,21 +6,25 @@ a decoder raises becomes BadImage with a reason from IMAGE_REASONS. All function
 called from many threads.
 """
 
+import ctypes
 import io
 import logging
 import math
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import PIL
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from pipeline import jpeg
+from pipeline.pixels import UPRIGHT, is_grey, middle_square, orientation_of, to_rgb, turned
 from pipeline.resample import resample_square
 
 # Every reason for which an image is refused.
@@ -53,48 +57,36 @@ _DCT_CODED = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 # A decoder whose estimated need is above this waits for the others like it, so that four threads
 # stay below 2 GB on the worst files that pass the caps (one such file alone takes about 1.1 GB).
 _BIG_BYTES = 128 * 2**20
+_PILLOW_BYTES = 13  # per pixel: RGBA, RGB in Pillow's four bytes, alpha, and the array
 _BIG = threading.RLock()
 
-# A failure is told by its reason, a dubious file that decodes is of no interest: Pillow's
+# A failure is told by its reason, and a dubious file that decodes is of no interest: Pillow's
 # warnings and log lines would only fill the terminals of workers. Set once, for this process.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 Image.init()  # loads all plugins now, not in the first thread that meets a format
 
-# What libjpeg says of pixel data that are damaged or end too early.
+
+def _silence_libtiff() -> None:
+    """Stop libtiff, as Pillow's wheels bring it, from printing; Pillow itself never does."""
+    for path in Path(PIL.__file__).parent.parent.glob("[Pp]illow.libs/libtiff*"):
+        with suppress(OSError, AttributeError):
+            libtiff = ctypes.CDLL(str(path))  # already loaded, so this is the same copy
+            libtiff.TIFFSetErrorHandler(None)
+            libtiff.TIFFSetWarningHandler(None)
+
+
+_silence_libtiff()
+
+# Warnings of libjpeg that mean damage, and those that may come from a file that is only untidy.
 _CORRUPT = re.compile(
-    r"premature end of data|premature end of jpeg|bad huffman|bad arithmetic"
-    r"|inconsistent progression|instead of rst|extraneous bytes",
-    re.IGNORECASE,
+    "premature end of data|bad huffman|bad arithmetic|inconsistent progr|instead of rst", re.I
 )
-# What it says of files that are only untidy, or may be: see _prove_despite.
 _UNTIDY = re.compile(
-    r"extraneous bytes|bad icc|jfif revision|adobe color|invalid sos|premature end of jpeg",
-    re.IGNORECASE,
+    "extraneous bytes|bad icc|jfif revision|adobe color|invalid sos|premature end of jpeg", re.I
 )
 _BEFORE_EOI = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-_TRUNCATED = re.compile(r"truncat|not enough|premature end|unexpected end", re.IGNORECASE)
-
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# The same for arrays (H, W, C), as views.
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a[::-1].swapaxes(0, 1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: a[:, ::-1].swapaxes(0, 1),
-}
+_TRUNCATED = re.compile(r"truncat|not enough|premature end|unexpected end", re.I)
 
 
 class BadImage(Exception):
@@ -141,7 +133,7 @@ def probe(data: bytes) -> ImageInfo:
             kind, width, height = "JPEG", head.width, head.height
         else:
             image = _open(data)
-            orientation, mode = _orientation(image, data), image.mode
+            orientation, mode = orientation_of(image, data), image.mode
             kind, width, height = image.format or "?", image.width, image.height
         if orientation >= 5:
             width, height = height, width
@@ -152,7 +144,7 @@ def decode(data: bytes, min_side: int = 0) -> np.ndarray:
     """Decode to upright RGB: uint8 (H, W, 3), contiguous; raises BadImage.
 
     Transparency is laid on white; palettes, CMYK and LAB are converted; 16 bits and floats are
-    scaled to 8 bits (see _eight_bits); of an animation it is the first frame; ICC profiles are not
+    scaled to 8 bits (see pixels.to_rgb); of an animation it is the first frame; ICC profiles are not
     applied. With `min_side` > 0 a JPEG may come out at n/8 of its size, as long as its shorter
     side does not fall below min_side.
     """
@@ -160,11 +152,10 @@ def decode(data: bytes, min_side: int = 0) -> np.ndarray:
         head = _jpeg_header(data)
         if head:
             pixels = _jpeg_pixels(data, head, "RGB", min_side)
-            return np.ascontiguousarray(_UPRIGHT[head.orientation](pixels))
+            return np.ascontiguousarray(UPRIGHT[head.orientation](pixels))
         image = _open(data)
-        with _room(_pil_need(image)):
-            orientation = _orientation(image, data)
-            return np.array(_turn(_rgb(image), orientation))
+        with _room(image, _PILLOW_BYTES):
+            return np.array(turned(to_rgb(image), orientation_of(image, data)))
 
 
 def square_crop(data: bytes, size: int) -> np.ndarray:
@@ -186,11 +177,10 @@ def square_crop(data: bytes, size: int) -> np.ndarray:
             scale = _dct_scale(head, pixels.shape)
             left, top = (head.width - side) / 2 * scale, (head.height - side) / 2 * scale
             square = resample_square(pixels, left, top, side * scale, size)
-            return np.ascontiguousarray(_UPRIGHT[head.orientation](square))
+            return np.ascontiguousarray(UPRIGHT[head.orientation](square))
         image = _open(data)
-        with _room(_pil_need(image)):
-            orientation = _orientation(image, data)
-            return np.array(_turn(_square(image, size), orientation))
+        with _room(image, _PILLOW_BYTES):
+            return np.array(turned(middle_square(image, size), orientation_of(image, data)))
 
 
 def training_jpeg(data: bytes, max_side: int = 0, check: bool = True) -> TrainingJpeg:
@@ -208,15 +198,17 @@ def training_jpeg(data: bytes, max_side: int = 0, check: bool = True) -> Trainin
             if check:
                 _jpeg_pixels(data, head, "GRAY" if head.components == 1 else "RGB", 1)
             return TrainingJpeg(jpeg.strip(data), head.width, head.height, reencoded=False)
-        image, icc = _training_image(data, head)
-        if max_side and max(image.size) > max_side:
-            scale = max_side / max(image.size)
-            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-        file = io.BytesIO()
-        image.info = {}  # Pillow would copy a comment that it finds here
-        image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, icc_profile=icc)
-        return TrainingJpeg(file.getvalue(), *image.size, reencoded=True)
+        source = head or _open(data)
+        with _room(source, _PILLOW_BYTES):
+            image, icc = _training_image(data, source)
+            if max_side and max(image.size) > max_side:
+                scale = max_side / max(image.size)
+                size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+                image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+            file = io.BytesIO()
+            image.info = {}  # Pillow would copy a comment that it finds here
+            image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, icc_profile=icc)
+            return TrainingJpeg(file.getvalue(), *image.size, reencoded=True)
 
 
 # --- refusing ------------------------------------------------------------------------------------
@@ -242,7 +234,7 @@ def _refusing(data: bytes) -> Iterator[None]:
     except Exception as error:
         # Decoders meet hostile bytes with nearly every exception there is, MemoryError included.
         reason = "truncated" if _TRUNCATED.search(str(error)) else "undecodable"
-        raise BadImage(reason, f"{type(error).__name__}: {error}") from error
+        raise BadImage(reason, f"{type(error).__name__}: {error}"[:200]) from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -251,9 +243,10 @@ def _check_size(width: int, height: int) -> None:
 
 
 @contextmanager
-def _room(num_bytes: int) -> Iterator[None]:
+def _room(source: jpeg.Header | Image.Image, bytes_per_pixel: float) -> Iterator[None]:
     """Wait until nothing else that is big is being decoded, if this is."""
-    with _BIG if num_bytes > _BIG_BYTES else nullcontext():
+    big = source.width * source.height * bytes_per_pixel > _BIG_BYTES
+    with _BIG if big else nullcontext():
         yield
 
 
@@ -276,13 +269,15 @@ def _jpeg_pixels(data: bytes, head: jpeg.Header, colorspace: str, min_side: int)
 
     With min_side > 0 at the smallest n/8 scale that keeps both sides at min_side or above.
     """
-    pixels = head.width * head.height
-    with _room(
-        pixels * (3 if min_side < 1 else 1) + pixels * 2 * head.components * head.progressive
-    ):
+    scale = 1.0
+    if min_side > 0:
+        scale = min(8, math.ceil(8 * min_side / min(head.width, head.height))) / 8
+    # A progressive picture keeps all its coefficients until the last scan.
+    need = 4 * scale * scale + 2 * head.components * head.progressive
+    with _room(head, need):
         # simplejpeg must not see a lossless JPEG: asked for a scale, which those lack, it writes
         # the full picture into the memory of the small one.
-        if head.sof not in _DCT_CODED:
+        if head.sof not in _DCT_CODED or head.precision != 8:
             return _jpeg_by_pillow(data, colorspace)
         if head.components not in (1, 3):
             _decode_strictly(data, head, "CMYK", 1)
@@ -297,15 +292,16 @@ def _decode_strictly(data: bytes, head: jpeg.Header, colorspace: str, min_side: 
         return simplejpeg.decode_jpeg(data, colorspace, **size)
     except ValueError as error:
         message = str(error)
+    if _CORRUPT.search(message):
+        raise BadImage(_cut_or_corrupt(data), message)
     if _UNTIDY.search(message):
         _prove_despite(data, head, message)
-        if not jpeg.ends(data):
-            data += b"\xff\xd9"
-        return simplejpeg.decode_jpeg(data, colorspace, strict=False, **size)
-    if _CORRUPT.search(message):
-        raise BadImage("undecodable", message)
-    # Not the data are at fault but simplejpeg, which lacks rare chroma layouts, or it is both.
-    return _jpeg_by_pillow(data, colorspace)
+    # simplejpeg has no lenient mode for headers, and it lacks rare chroma layouts.
+    return _jpeg_by_pillow(data if jpeg.ends(data) else data + b"\xff\xd9", colorspace)
+
+
+def _cut_or_corrupt(data: bytes) -> str:
+    return "undecodable" if jpeg.ends(data) else "truncated"
 
 
 def _prove_despite(data: bytes, head: jpeg.Header, message: str) -> None:
@@ -316,24 +312,25 @@ def _prove_despite(data: bytes, head: jpeg.Header, message: str) -> None:
     scan ends early. They are harmless only where they are all alike, which is padding.
     """
     bare = jpeg.bare(data)
+    colorspace = {1: "GRAY", 3: "RGB"}.get(head.components, "CMYK")
     try:
-        simplejpeg.decode_jpeg(
-            bare, "CMYK" if head.components == 4 else "RGB", min_height=1, min_width=1
-        )
+        simplejpeg.decode_jpeg(bare, colorspace, min_height=1, min_width=1)
     except ValueError as error:
-        left_over = _BEFORE_EOI.search(str(error))
-        if left_over and int(left_over[1]) > 1 and len(set(bare[-2 - int(left_over[1]) : -2])) == 1:
+        found = _BEFORE_EOI.search(str(error))
+        left_over = int(found[1]) if found else 0
+        if left_over > 1 and len(set(bare[-2 - left_over : -2])) == 1:
             return
-        reason = "undecodable" if jpeg.ends(data) else "truncated"
-        raise BadImage(reason, f"{message}; {error}") from error
+        raise BadImage(_cut_or_corrupt(data), f"{message}; {error}") from error
 
 
 def _jpeg_by_pillow(data: bytes, colorspace: str) -> np.ndarray:
-    """CMYK, and chroma layouts that simplejpeg lacks; as stored, at full size."""
-    image = _rgb(_open(data))
-    if colorspace == "GRAY":
-        return np.array(image.convert("L"))[..., None]
-    return np.array(image if colorspace == "RGB" else image.convert(colorspace))
+    """What simplejpeg cannot do: CMYK, rare chroma layouts; as stored, at full size."""
+    image = _open(data)
+    with _room(image, _PILLOW_BYTES):
+        image = to_rgb(image)
+        if colorspace == "GRAY":
+            return np.array(image.convert("L"))[..., None]
+        return np.array(image if colorspace == "RGB" else image.convert(colorspace))
 
 
 def _dct_scale(head: jpeg.Header, shape: tuple[int, ...]) -> float:
@@ -361,102 +358,23 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _pil_need(image: Image.Image) -> int:
-    """About how many bytes decoding and converting takes."""
-    return image.width * image.height * 13
-
-
-def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF (else XMP) orientation, 1..8; 1 where it is absent or unreadable."""
-    try:
-        if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
-            exif = image.getexif()  # loads the pixels, to read what stands behind them
-        else:
-            exif = Image.Image.getexif(image)
-        value = exif.get(0x0112, 1)
-    except Exception:
-        # Metadata that cannot be read are no reason to lose a picture that can.
-        return 1
-    return value if value in _TRANSPOSE else 1
-
-
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TRANSPOSE[orientation]) if orientation > 1 else image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB, alpha on white."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _eight_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey to 8 bits by scaling, never by clipping.
-
-    The black and white points are 0 and 65535 for integers and 0 and 1, or 0 and 255, for floats,
-    where the values stay within; else the smallest and the largest value.
-    """
-    values = np.asarray(image)
-    # By blocks of rows, since a copy of a large picture in floats would take a gigabyte.
-    blocks = [slice(row, row + 256) for row in range(0, len(values), 256)]
-    low = min(float(_finite(values[rows]).min()) for rows in blocks)
-    high = max(float(_finite(values[rows]).max()) for rows in blocks)
-    for white in (1, 255) if image.mode == "F" else (65535,):
-        if low >= 0 and high <= white:
-            low, high = 0, white
-            break
-    scale = 255 / (high - low) if high > low else 0
-    out = np.empty(values.shape, np.uint8)
-    for rows in blocks:
-        out[rows] = np.rint((_finite(values[rows]) - low) * scale)
-    return Image.fromarray(out)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(values.astype(np.float64), nan=0, posinf=0, neginf=0)
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """The middle square as RGB at size x size, as stored; converts no more pixels than it needs."""
-    if image.mode in ("I", "F"):
-        image = _eight_bits(image)  # before cropping: its range is that of the whole picture
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    # The filter reaches two output pixels beyond the square.
-    margin = math.ceil(2 * max(1, side / size)) + 1
-    x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
-    right = min(image.width, math.ceil(left + side) + margin)
-    bottom = min(image.height, math.ceil(top + side) + margin)
-    if (x, y, right, bottom) != (0, 0, *image.size):
-        image = image.crop((x, y, right, bottom))
-    box = (left - x, top - y, left - x + side, top - y + side)
-    return _rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-
-
-def _training_image(data: bytes, head: jpeg.Header | None) -> tuple[Image.Image, bytes | None]:
-    """Upright image in mode RGB or L, and the ICC profile that still fits it."""
-    if head:
-        grey = head.components == 1
-        pixels = _jpeg_pixels(data, head, "GRAY" if grey else "RGB", 0)
-        pixels = pixels[..., 0] if grey else pixels
-        image = _turn(Image.fromarray(pixels), head.orientation)
-        icc = jpeg.icc_profile(data)
+def _training_image(
+    data: bytes, source: jpeg.Header | Image.Image
+) -> tuple[Image.Image, bytes | None]:
+    """Upright image in mode RGB or L, and the ICC profile where it still fits."""
+    if isinstance(source, jpeg.Header):
+        grey = source.components == 1
+        pixels = _jpeg_pixels(data, source, "GRAY" if grey else "RGB", 0)
+        image = Image.fromarray(pixels[..., 0] if grey else pixels)
+        orientation, icc = source.orientation, jpeg.icc_profile(data)
     else:
-        image = _open(data)
-        with _room(_pil_need(image)):
-            grey = image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
-            orientation, icc = _orientation(image, data), image.info.get("icc_profile")
-            image = _turn(_rgb(image), orientation)
-            image = image.convert("L") if grey else image
+        grey = is_grey(source)
+        orientation, icc = orientation_of(source, data), source.info.get("icc_profile")
+        image = to_rgb(source)
+        image = image.convert("L") if grey else image
     # A profile names the colour space of the pixels it is meant for in bytes 16 to 19.
     fits = isinstance(icc, bytes) and icc[16:20] == (b"GRAY" if grey else b"RGB ")
-    return image, icc if fits else None
+    return turned(image, orientation), icc if fits else None
 
 
 def _is_plain(head: jpeg.Header) -> bool:

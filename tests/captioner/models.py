@@ -5,15 +5,15 @@ import copy
 import torch
 from open_clip.coca_model import CoCa as OpenClipCoCa
 
+from captioner.config import model_config
 from captioner.decode import Writer
 from captioner.fused import DecoderWeights, ImageEncoder, Layout, TextEncoder
-from captioner.load import model_config
 from captioner.model import CoCa
 
 
-def shallow_config(**text_options: object) -> dict:
-    """coca_ViT-B-32 with one vision layer and two in each text stack."""
-    config = copy.deepcopy(model_config("coca_ViT-B-32"))
+def shallow_config(architecture: str = "coca_ViT-B-32", **text_options: object) -> dict:
+    """An open_clip model with one vision layer and two in each text stack."""
+    config = copy.deepcopy(model_config(architecture))
     config["vision_cfg"]["layers"] = 1
     config["text_cfg"]["layers"] = config["multimodal_cfg"]["layers"] = 2
     config["text_cfg"].update(text_options)

@@ -12,7 +12,8 @@ from open_clip.coca_model import CoCa as OpenClipCoCa
 from safetensors.torch import save_file
 
 from captioner.checkpoint import export_state_dict, load_checkpoint, save_captioner
-from captioner.load import describe_captioner, model_config, split_composition
+from captioner.config import model_config
+from captioner.load import Calibration, describe_captioner, split_composition
 from captioner.model import random_model
 from captioner.settings import DecodeSettings
 from captioner.tokens import ClipTokenizer, WordTokenizer, read_tokenizer, write_tokenizer
@@ -45,7 +46,9 @@ def test_random_captioner_has_two_independent_styles():
 def test_our_directory_round_trip(tmp_path, tiny):
     tiny = dataclasses.replace(tiny, styles=dict(tiny.styles))
     tiny.styles["long"] = dataclasses.replace(
-        tiny.styles["long"], off_image=0.125, decode=DecodeSettings(max_tokens=99, top_k=5)
+        tiny.styles["long"],
+        calibration=Calibration(0.125, 0.01, 0.9, 400),
+        decode=DecodeSettings(max_tokens=99, top_k=5),
     )
     save_captioner(tiny, tmp_path / "captioner")
     again = load_checkpoint(str(tmp_path / "captioner"))
@@ -147,6 +150,7 @@ class Payload:
         ("coca_tiny:{garbage}", "not a readable checkpoint"),
         ("coca_tiny:{pickle}", "not a readable checkpoint"),
         ("coca_tiny:{other}", "does not fit the model"),
+        ("coca_roberta-ViT-B-32:random", "hf_model_name"),
         ("{folder}", "config.json is missing or malformed"),
     ],
 )

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
-from captioner.model import CoCa, check_config, random_model
+from captioner.config import check_config
+from captioner.decode import Caches
+from captioner.model import CoCa, random_model
 from captioner.text import TextTower
 from pipeline.errors import UserError
 from tests.captioner.models import (
@@ -54,6 +56,28 @@ def test_logits_equal_open_clip(model, peer, pixels):
     is_token = ids != 0
     assert expected.std() > 0.5
     assert (logits - expected)[is_token].abs().max() <= 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["coca_ViT-L-14", "coca_base"])
+def test_other_published_architectures(architecture):
+    """L/14 pools with heads of width 96; coca_base has no pooler."""
+    config = shallow_config(architecture)
+    model = random_model(config, seed=0)
+    peer = make_peer(config, model)
+    size = config["vision_cfg"]["image_size"]
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(6))
+    expected_features, expected_tokens = peer._encode_image(pixels)
+    features, tokens = make_encoder(model)(pixels)
+    torch.testing.assert_close(features, expected_features, atol=ATOL, rtol=0)
+    torch.testing.assert_close(tokens, expected_tokens, atol=ATOL * 10, rtol=0)
+    ids = random_captions(2, 76, fill=12)[:, :10]
+    expected = peer.text_decoder(tokens, peer.text(ids)[1])
+    writer = make_writer(model, config)
+    caches = Caches(writer, tokens, 10)
+    for t in range(10):
+        logits = writer.step(ids[:, t], torch.tensor([t]), caches, t + 1)
+        assert (logits - expected[:, t])[ids[:, t] != 0].abs().le(1e-4).all()
 
 
 @torch.no_grad()

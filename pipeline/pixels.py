@@ -1,0 +1,124 @@
+"""From a picture as it is stored to upright 8-bit RGB: orientation, modes, the middle square."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# From pixels as stored, (H, W, C), to upright ones, by EXIF orientation; a view.
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+
+
+def orientation_of(image: Image.Image, data: bytes) -> int:
+    """EXIF (else XMP) orientation of an opened image, 1..8; 1 where absent or unreadable.
+
+    data: the bytes it was opened from. Decodes no pixels.
+    """
+    try:
+        # Not the PNG plugin's own getexif, which decodes the pixels to see what follows them.
+        value = Image.Image.getexif(image).get(_ORIENTATION, 1)
+        if image.format == "PNG" and "exif" not in image.info:
+            exif = Image.Exif()
+            exif.load(_late_exif(data))
+            value = exif.get(_ORIENTATION, value)
+    except Exception:
+        # Metadata that cannot be read are no reason to lose a picture that can.
+        return 1
+    return value if value in _TRANSPOSE else 1
+
+
+def _late_exif(png: bytes) -> bytes:
+    """The EXIF chunk of a PNG, wherever it stands; empty where there is none."""
+    at = png.rfind(b"eXIf")
+    if at < 0 or png[at + 4 : at + 6] not in (b"II", b"MM"):
+        return b""
+    return png[at + 4 : at + 4 + int.from_bytes(png[at - 4 : at], "big")]
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The image upright."""
+    return image.transpose(_TRANSPOSE[orientation]) if orientation > 1 else image
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether the image has no colour to lose, by its mode."""
+    return image.mode in ("1", "L", "LA", "La") or _is_deep(image)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: alpha on white; CMYK, LAB and palettes converted; deep grey scaled.
+
+    16-bit integers go from 0..65535 to 0..255, floats from 0..1 or from 0..255 where they stay
+    within; other ranges from their smallest to their largest value.
+    """
+    if _is_deep(image):
+        return _eight_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Deep grey to mode L by scaling, never by clipping."""
+    values = np.asarray(image)
+    # By blocks of rows, since a copy of a large picture in floats would take a gigabyte.
+    blocks = [slice(row, row + 256) for row in range(0, len(values), 256)]
+    low = min(float(_finite(values[rows]).min()) for rows in blocks)
+    high = max(float(_finite(values[rows]).max()) for rows in blocks)
+    for white in (1, 255) if image.mode == "F" else (65535,):
+        if low >= 0 and high <= white:
+            low, high = 0, white
+            break
+    scale = 255 / (high - low) if high > low else 0
+    out = np.empty(values.shape, np.uint8)
+    for rows in blocks:
+        out[rows] = np.rint((_finite(values[rows]) - low) * scale)
+    return Image.fromarray(out)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64), nan=0, posinf=0, neginf=0)
+
+
+def middle_square(image: Image.Image, size: int) -> Image.Image:
+    """The middle square as RGB at size x size, as stored; converts no more pixels than it needs."""
+    if image.mode in ("I", "F"):
+        image = _eight_bits(image)  # before cropping: its range is that of the whole picture
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    # The filter reaches two output pixels beyond the square.
+    margin = math.ceil(2 * max(1, side / size)) + 1
+    x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
+    right = min(image.width, math.ceil(left + side) + margin)
+    bottom = min(image.height, math.ceil(top + side) + margin)
+    if (x, y, right, bottom) != (0, 0, *image.size):
+        image = image.crop((x, y, right, bottom))
+    box = (left - x, top - y, left - x + side, top - y + side)
+    return to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
