@@ -65,7 +65,7 @@ def parse(text: str) -> Blend:
         percent = float(text)
         if percent > 100:
             raise UserError(f"BLEND={text} is more than 100 %", _EXAMPLE)
-        return Blend((("long", percent / 100), (ORIGINAL, 1 - percent / 100)))
+        return _normalised({"long": percent, ORIGINAL: 100 - percent})
     weights: dict[str, float] = {}
     for part in text.split(","):
         source, _, number = (p.strip() for p in part.partition("="))
@@ -77,10 +77,15 @@ def parse(text: str) -> Blend:
             raise UserError(f"BLEND: cannot read {part!r}", _EXAMPLE)
         _check_source(source)
         weights[source] = weight
-    total = sum(weights.values())
-    if not total > 0:
+    if not any(weights.values()):
         raise UserError(f"BLEND={text} gives no source any weight", _EXAMPLE)
-    return Blend(tuple(sorted((s, w / total) for s, w in weights.items())))
+    return _normalised(weights)
+
+
+def _normalised(weights: dict[str, float]) -> Blend:
+    """Shares, rounded so that every way to write a blend gives the same one."""
+    total = sum(weights.values())
+    return Blend(tuple(sorted((s, round(w / total, 12)) for s, w in weights.items())))
 
 
 def _check_source(source: str) -> None:

@@ -18,9 +18,7 @@ def write(run: Run, recipe: Recipe, totals: Mapping[str, Counter], sizes: dict[s
     storage.write_bytes(run.file(FILE), _card(run, recipe, totals, sizes).encode())
 
 
-def _card(
-    run: Run, recipe: Recipe, totals: Mapping[str, Counter], sizes: dict[str, int]
-) -> str:
+def _card(run: Run, recipe: Recipe, totals: Mapping[str, Counter], sizes: dict[str, int]) -> str:
     kept = sum(sizes.values())
     category = next((name for name, bound in _SIZES if kept < bound), _LARGER)
     front = [

@@ -51,8 +51,11 @@ def refresh(out: str) -> None:
     if not storage.exists(storage.join(out, manifest.FILE)):
         return
     with storage.write_atomic(storage.join(out, FILE)) as part:
-        with duckdb.connect(str(part)) as connection:
-            _prepare(connection, out)
+        try:
+            with duckdb.connect(str(part)) as connection:
+                _prepare(connection, out)
+        except duckdb.IOException as e:
+            raise storage.cannot_write(out, OSError(str(e))) from e
 
 
 def _prepare(connection: duckdb.DuckDBPyConnection, out: str) -> None:

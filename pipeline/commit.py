@@ -75,8 +75,13 @@ def read_sidecar_record(url: str) -> Record | None:
 
 def read_sidecar(url: str, columns: list[str] | None = None) -> pa.Table:
     """A sidecar's table, page checksums verified; raises OSError where bytes are damaged."""
-    with storage.open_read(url) as f:
-        return pq.read_table(f, columns=columns, page_checksum_verification=True)
+    return pq.read_table(in_memory(url), columns=columns, page_checksum_verification=True)
+
+
+def in_memory(url: str) -> pa.BufferReader:
+    """A small file for Arrow to read. Never a Python file: Arrow's threads may still hold that
+    when the interpreter exits, and then the process aborts."""
+    return pa.BufferReader(storage.read_bytes(url))
 
 
 def sha256_file(url: str) -> str:

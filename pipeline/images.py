@@ -24,7 +24,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from pipeline import jpeg
-from pipeline.pixels import UPRIGHT, is_grey, middle_square, orientation_of, to_rgb, turned
+from pipeline.pixels import UPRIGHT, is_grey, middle_square, orientation_of, to_array, turned
 from pipeline.resample import resample_square
 
 # Every reason for which an image is refused.
@@ -144,18 +144,19 @@ def decode(data: bytes, min_side: int = 0) -> np.ndarray:
     """Decode to upright RGB: uint8 (H, W, 3), contiguous; raises BadImage.
 
     Transparency is laid on white; palettes, CMYK and LAB are converted; 16 bits and floats are
-    scaled to 8 bits (see pixels.to_rgb); of an animation it is the first frame; ICC profiles are not
+    scaled to 8 bits (see pixels.to_array); of an animation it is the first frame; ICC profiles are not
     applied. With `min_side` > 0 a JPEG may come out at n/8 of its size, as long as its shorter
     side does not fall below min_side.
     """
     with _refusing(data):
         head = _jpeg_header(data)
-        if head:
-            pixels = _jpeg_pixels(data, head, "RGB", min_side)
+        pixels = _jpeg_pixels(data, head, "RGB", min_side) if head else None
+        if head and pixels is not None:
             return np.ascontiguousarray(UPRIGHT[head.orientation](pixels))
         image = _open(data)
         with _room(image, _PILLOW_BYTES):
-            return np.array(turned(to_rgb(image), orientation_of(image, data)))
+            upright = UPRIGHT[orientation_of(image, data)]
+            return np.ascontiguousarray(upright(to_array(image)))
 
 
 def square_crop(data: bytes, size: int) -> np.ndarray:
@@ -170,8 +171,8 @@ def square_crop(data: bytes, size: int) -> np.ndarray:
         raise ValueError(f"size must be at least 1, got {size}")
     with _refusing(data):
         head = _jpeg_header(data)
-        if head:
-            pixels = _jpeg_pixels(data, head, "RGBX", size)
+        pixels = _jpeg_pixels(data, head, "RGBX", size) if head else None
+        if head and pixels is not None:
             side = min(head.width, head.height)
             # The scale from the exact factor, not from the sizes: those were rounded up.
             scale = _dct_scale(head, pixels.shape)
@@ -195,12 +196,12 @@ def training_jpeg(data: bytes, max_side: int = 0, check: bool = True) -> Trainin
     with _refusing(data):
         head = _jpeg_header(data)
         if head and head.orientation == 1 and _is_plain(head) and not _above(head, max_side):
-            if check:
-                _jpeg_pixels(data, head, "GRAY" if head.components == 1 else "RGB", 1)
+            if check and _jpeg_pixels(data, head, _colorspace(head), 1) is None:
+                with _room(head, _PILLOW_BYTES):
+                    _open(data).load()
             return TrainingJpeg(jpeg.strip(data), head.width, head.height, reencoded=False)
-        source = head or _open(data)
-        with _room(source, _PILLOW_BYTES):
-            image, icc = _training_image(data, source)
+        with _room(head or _open(data), _PILLOW_BYTES):
+            image, icc = _training_image(data, head)
             if max_side and max(image.size) > max_side:
                 scale = max_side / max(image.size)
                 size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -264,29 +265,33 @@ def _jpeg_header(data: bytes) -> jpeg.Header | None:
     return head
 
 
-def _jpeg_pixels(data: bytes, head: jpeg.Header, colorspace: str, min_side: int) -> np.ndarray:
+def _jpeg_pixels(
+    data: bytes, head: jpeg.Header, colorspace: str, min_side: int
+) -> np.ndarray | None:
     """Decode as stored, not yet upright, to uint8 (H, W, C) in 'RGB', 'RGBX' or 'GRAY'.
 
-    With min_side > 0 at the smallest n/8 scale that keeps both sides at min_side or above.
+    With min_side > 0 at the smallest n/8 scale that keeps both sides at min_side or above. None
+    where only Pillow can do it: CMYK, lossless, 12 bits, rare chroma layouts, untidy headers.
     """
+    # simplejpeg must not see a lossless JPEG: asked for a scale, which those lack, it writes the
+    # full picture into the memory of the small one.
+    if head.sof not in _DCT_CODED or head.precision != 8:
+        return None
     scale = 1.0
     if min_side > 0:
         scale = min(8, math.ceil(8 * min_side / min(head.width, head.height))) / 8
     # A progressive picture keeps all its coefficients until the last scan.
-    need = 4 * scale * scale + 2 * head.components * head.progressive
-    with _room(head, need):
-        # simplejpeg must not see a lossless JPEG: asked for a scale, which those lack, it writes
-        # the full picture into the memory of the small one.
-        if head.sof not in _DCT_CODED or head.precision != 8:
-            return _jpeg_by_pillow(data, colorspace)
+    with _room(head, 4 * scale * scale + 2 * head.components * head.progressive):
         if head.components not in (1, 3):
-            _decode_strictly(data, head, "CMYK", 1)
-            return _jpeg_by_pillow(data, colorspace)
+            _decode_strictly(data, head, "CMYK", 1)  # Pillow would pass damaged pixels
+            return None
         return _decode_strictly(data, head, colorspace, min_side)
 
 
-def _decode_strictly(data: bytes, head: jpeg.Header, colorspace: str, min_side: int) -> np.ndarray:
-    """simplejpeg, where a warning of libjpeg is an error unless it proves to be harmless."""
+def _decode_strictly(
+    data: bytes, head: jpeg.Header, colorspace: str, min_side: int
+) -> np.ndarray | None:
+    """simplejpeg, for which a warning of libjpeg is an error; None where that proves harmless."""
     size = {"min_height": min_side, "min_width": min_side}
     try:
         return simplejpeg.decode_jpeg(data, colorspace, **size)
@@ -296,8 +301,8 @@ def _decode_strictly(data: bytes, head: jpeg.Header, colorspace: str, min_side: 
         raise BadImage(_cut_or_corrupt(data), message)
     if _UNTIDY.search(message):
         _prove_despite(data, head, message)
-    # simplejpeg has no lenient mode for headers, and it lacks rare chroma layouts.
-    return _jpeg_by_pillow(data if jpeg.ends(data) else data + b"\xff\xd9", colorspace)
+    # Else it is a rare chroma layout, or a fatal error on which Pillow will agree.
+    return None
 
 
 def _cut_or_corrupt(data: bytes) -> str:
@@ -323,16 +328,6 @@ def _prove_despite(data: bytes, head: jpeg.Header, message: str) -> None:
         raise BadImage(_cut_or_corrupt(data), f"{message}; {error}") from error
 
 
-def _jpeg_by_pillow(data: bytes, colorspace: str) -> np.ndarray:
-    """What simplejpeg cannot do: CMYK, rare chroma layouts; as stored, at full size."""
-    image = _open(data)
-    with _room(image, _PILLOW_BYTES):
-        image = to_rgb(image)
-        if colorspace == "GRAY":
-            return np.array(image.convert("L"))[..., None]
-        return np.array(image if colorspace == "RGB" else image.convert(colorspace))
-
-
 def _dct_scale(head: jpeg.Header, shape: tuple[int, ...]) -> float:
     """The n/8 at which a JPEG was decoded to this shape; sides are rounded up."""
     for n in range(8, 0, -1):
@@ -353,28 +348,31 @@ def _open(data: bytes) -> Image.Image:
         with _BIG:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     else:
+        if data[:2] == b"\xff\xd8" and not jpeg.ends(data):
+            data += b"\xff\xd9"  # Pillow insists on it, even where all pixels are there
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(image.width, image.height)
     return image
 
 
-def _training_image(
-    data: bytes, source: jpeg.Header | Image.Image
-) -> tuple[Image.Image, bytes | None]:
+def _training_image(data: bytes, head: jpeg.Header | None) -> tuple[Image.Image, bytes | None]:
     """Upright image in mode RGB or L, and the ICC profile where it still fits."""
-    if isinstance(source, jpeg.Header):
-        grey = source.components == 1
-        pixels = _jpeg_pixels(data, source, "GRAY" if grey else "RGB", 0)
-        image = Image.fromarray(pixels[..., 0] if grey else pixels)
-        orientation, icc = source.orientation, jpeg.icc_profile(data)
+    pixels = _jpeg_pixels(data, head, _colorspace(head), 0) if head else None
+    if head and pixels is not None:
+        grey, orientation, icc = head.components == 1, head.orientation, jpeg.icc_profile(data)
     else:
-        grey = is_grey(source)
-        orientation, icc = orientation_of(source, data), source.info.get("icc_profile")
-        image = to_rgb(source)
-        image = image.convert("L") if grey else image
+        source = _open(data)
+        grey, orientation = is_grey(source), orientation_of(source, data)
+        icc = source.info.get("icc_profile")
+        pixels = to_array(source)
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if grey else pixels)
     # A profile names the colour space of the pixels it is meant for in bytes 16 to 19.
     fits = isinstance(icc, bytes) and icc[16:20] == (b"GRAY" if grey else b"RGB ")
     return turned(image, orientation), icc if fits else None
+
+
+def _colorspace(head: jpeg.Header) -> str:
+    return "GRAY" if head.components == 1 else "RGB"
 
 
 def _is_plain(head: jpeg.Header) -> bool:

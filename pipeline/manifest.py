@@ -1,6 +1,7 @@
 """shards.parquet: every input shard once, under one short name that it keeps."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline import commit, storage
 from pipeline.errors import UserError
 from pipeline.schemas import SHARDS
 
@@ -51,6 +52,7 @@ def register(out: str, urls: Iterable[str]) -> list[Shard]:
     known = {row["url"]: row for row in _load(out)}
     taken = {row["name"] for row in known.values()}
     urls = list(urls)
+    _refuse_alike(urls)
     fingerprints = _fingerprints(urls)
     shards = []
     for url, now in zip(urls, fingerprints, strict=True):
@@ -92,6 +94,17 @@ def _content(url: str, row: dict, now: storage.Fingerprint) -> dict:
     return noted | {"sha256": sha256} | ({} if sha256 == row["sha256"] else {"samples": None})
 
 
+def _refuse_alike(urls: list[str]) -> None:
+    """Two URLs that differ only in what is not stored of them would be one shard."""
+    stored = Counter(storage.public(url) for url in urls)
+    for url, count in stored.items():
+        if count > 1:
+            raise UserError(
+                f"SHARDS: {count} shards are {url}",
+                "give each once; what follows a ? or # does not tell them apart",
+            )
+
+
 def _new_name(url: str, taken: set[str]) -> str:
     stem = url.rsplit("/", 1)[-1].removesuffix(".tar")
     if stem.isascii() and stem.isdigit() and 5 <= len(stem) <= 12 and stem not in taken:
@@ -126,10 +139,15 @@ def _fingerprints(urls: list[str]) -> list[storage.Fingerprint]:
     bad = [(u, f) for u, f in zip(urls, found, strict=True) if isinstance(f, Exception)]
     if bad:
         url, error = bad[0]
-        missing = isinstance(error, FileNotFoundError)
-        why = "does not exist" if missing else f"cannot be read: {error}"
+        public = storage.public(url)
+        if isinstance(error, FileNotFoundError):
+            why = "does not exist"
+        elif public == url:
+            why = f"cannot be read: {' '.join(str(error).split())}"
+        else:  # the message of the store may hold the token
+            why = f"cannot be read: {type(error).__name__}"
         more = f" (and {len(bad) - 1} more of {len(urls)})" if len(bad) > 1 else ""
-        raise UserError(f"SHARDS: {storage.public(url)} {why}{more}", "check the path or pattern")
+        raise UserError(f"SHARDS: {public} {why}{more}", "check the path or pattern")
     return found
 
 
@@ -142,8 +160,7 @@ def _load(out: str) -> list[dict]:
     path = storage.join(out, FILE)
     if not storage.exists(path):
         return []
-    with storage.open_read(path) as f:
-        return pq.read_table(f, schema=SHARDS).to_pylist()
+    return pq.read_table(commit.in_memory(path), schema=SHARDS).to_pylist()
 
 
 def _save(out: str, rows: Iterable[dict]) -> None:

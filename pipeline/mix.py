@@ -26,7 +26,7 @@ SAMPLE_REASONS = (*images.IMAGE_REASONS, *READING_REASONS, "no_caption")
 """Why a sample is not in a mix, beside what a keep-list says (`not_kept` where it gives none)."""
 
 _ROWS_PER_BATCH = 1000
-_DIGITS = re.compile(r"[0-9]+\Z")
+_DIGITS = re.compile(r"[0-9]{1,32}\Z")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ class MixWork:
             record = commit.read_sidecar_record(url)
             if record is None:
                 raise BadShard(f"shard {shard.name} has no captions of run {run}: caption it first")
-            if not shard.is_still(record.inputs["shard"]):
+            identity = record.inputs["shard"]
+            if not replace(shard, limit=identity["limit"]).is_still(identity):
                 raise BadShard(f"shard {shard.name} changed since run {run}: caption it again")
             inputs[f"captions/{run}"] = commit.sha256_file(url)
         if self.recipe.keep:
@@ -161,16 +162,12 @@ class MixWork:
     def _keep_url(self, shard: Shard) -> str:
         return storage.join(self.run.out, "keep", self.recipe.keep, f"{shard.name}.parquet")
 
-    def _rows(
-        self, shard: Shard, samples: Iterator[Sample], writer: ShardWriter
-    ) -> Iterator[dict]:
+    def _rows(self, shard: Shard, samples: Iterator[Sample], writer: ShardWriter) -> Iterator[dict]:
         captions = {
-            run: _by_uid(commit.read_sidecar(self._caption_url(run, shard)), CAPTIONS)
+            run: _by_uid(self._caption_url(run, shard), CAPTIONS)
             for run in self.recipe.caption_runs
         }
-        keep = None
-        if self.recipe.keep:
-            keep = _by_uid(commit.read_sidecar(self._keep_url(shard)), KEEP)
+        keep = _by_uid(self._keep_url(shard), KEEP) if self.recipe.keep else None
         taken: set[str] = set()
         for sample in samples:
             row = dict.fromkeys(MIX.names) | {
@@ -202,9 +199,7 @@ class MixWork:
             if not verdict["keep"]:
                 return verdict["reason"] or "not_kept"
         texts = self._usable_texts(sample, said)
-        choice = choose(
-            self.recipe.blend, sample.uid, texts.__contains__, STYLES, self.recipe.seed
-        )
+        choice = choose(self.recipe.blend, sample.uid, texts.__contains__, STYLES, self.recipe.seed)
         row["caption_drawn"], row["caption_source"] = choice.drawn, choice.source
         if choice.source is None:
             return "no_caption"
@@ -260,7 +255,7 @@ class MixWork:
             "sha256_out": row["sha256_out"],
             "source_shard": row["source_shard"],
             "source_key": row["source_key"],
-            "url": url if isinstance(url, str) else "",
+            "url": _unicode(url) if isinstance(url, str) else "",
             "source_json": _without_places(sample.meta),
         }
 
@@ -268,7 +263,12 @@ class MixWork:
 def _without_places(meta: dict) -> str:
     """The source's own `.json` as one string, less what may tell where a person was."""
     kept = {k: v for k, v in meta.items() if k.lower() not in ("exif", "xmp", "gps")}
-    return json.dumps(kept, ensure_ascii=False, sort_keys=True)
+    return _unicode(json.dumps(kept, ensure_ascii=False, sort_keys=True))
+
+
+def _unicode(text: str) -> str:
+    """The text without lone surrogates: JSON can escape them, UTF-8 cannot hold them."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _new_key(shard: str, sample: Sample, taken: set[str]) -> str:
@@ -280,8 +280,12 @@ def _new_key(shard: str, sample: Sample, taken: set[str]) -> str:
     return key
 
 
-def _by_uid(table: pa.Table, schema: pa.Schema) -> dict[str, dict]:
-    return {row["uid"]: row for row in table.select(schema.names).to_pylist()}
+def _by_uid(url: str, schema: pa.Schema) -> dict[str, dict]:
+    try:
+        rows = commit.read_sidecar(url, schema.names).to_pylist()
+    except (OSError, pa.ArrowException) as e:
+        raise BadShard(f"{url} is damaged: delete it and make it again") from e
+    return {row["uid"]: row for row in rows}
 
 
 def _table(rows: Iterator[dict]) -> pa.Table:

@@ -1,10 +1,12 @@
 """From a picture as it is stored to upright 8-bit RGB: orientation, modes, the middle square."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -69,14 +71,48 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: alpha on white; CMYK, LAB and palettes converted; deep grey scaled.
+def to_array(image: Image.Image, box: Box | None = None) -> np.ndarray:
+    """Any mode to uint8 RGB (H, W, 3) as stored; with a box, of those pixels alone.
 
-    16-bit integers go from 0..65535 to 0..255, floats from 0..1 or from 0..255 where they stay
-    within; other ranges from their smallest to their largest value.
+    Alpha is laid on white; CMYK, LAB and palettes are converted. Grey of 16 bits goes from
+    0..65535 to 0..255, floats from 0..1 or from 0..255 where they stay within; what leaves these
+    ranges is scaled from its smallest to its largest value. Nothing is clipped.
     """
-    if _is_deep(image):
-        return _eight_bits(image).convert("RGB")
+    image.load()
+    if hasattr(image, "_decoder"):
+        image._decoder = None  # of WebP and AVIF: holds two more pictures for later frames
+    convert = _scaling(image) if _is_deep(image) else _to_rgb
+    left, top, right, bottom = box or (0, 0, *image.size)
+    out = np.empty((bottom - top, right - left, 3), np.uint8)
+    # Whole pictures in each of the modes on the way would take more than a gigabyte.
+    for band in _bands((left, top, right, bottom)):
+        out[band[1] - top : band[3] - top] = convert(image.crop(band))
+    return out
+
+
+def middle_square(image: Image.Image, size: int) -> Image.Image:
+    """The middle square as RGB at size x size, as stored, antialiased bicubic."""
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    # The filter reaches two output pixels beyond the square.
+    margin = math.ceil(2 * max(1, side / size)) + 1
+    x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
+    right = min(image.width, math.ceil(left + side) + margin)
+    bottom = min(image.height, math.ceil(top + side) + margin)
+    rgb = Image.fromarray(to_array(image, (x, y, right, bottom)))
+    square = (left - x, top - y, left - x + side, top - y + side)
+    return rgb.resize((size, size), Image.Resampling.BICUBIC, box=square, reducing_gap=3.0)
+
+
+def _bands(box: Box) -> Iterator[Box]:
+    """The box in bands of rows, each of about a million pixels."""
+    left, top, right, bottom = box
+    height = max(1, 2**20 // (right - left))
+    for start in range(top, bottom, height):
+        yield left, start, right, min(start + height, bottom)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -85,40 +121,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Deep grey to mode L by scaling, never by clipping."""
-    values = np.asarray(image)
-    # By blocks of rows, since a copy of a large picture in floats would take a gigabyte.
-    blocks = [slice(row, row + 256) for row in range(0, len(values), 256)]
-    low = min(float(_finite(values[rows]).min()) for rows in blocks)
-    high = max(float(_finite(values[rows]).max()) for rows in blocks)
-    for white in (1, 255) if image.mode == "F" else (65535,):
-        if low >= 0 and high <= white:
-            low, high = 0, white
-            break
+def _scaling(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
+    """What turns a band of a deep grey image into uint8 (H, W, 1)."""
+    low, high = 0.0, 65535.0
+    if not image.mode.startswith("I;16"):
+        bands = list(_bands((0, 0, *image.size)))
+        low = min(float(_finite(image.crop(band)).min()) for band in bands)
+        high = max(float(_finite(image.crop(band)).max()) for band in bands)
+        for white in (1, 255) if image.mode == "F" else (65535,):
+            if low >= 0 and high <= white:
+                low, high = 0, white
+                break
     scale = 255 / (high - low) if high > low else 0
-    out = np.empty(values.shape, np.uint8)
-    for rows in blocks:
-        out[rows] = np.rint((_finite(values[rows]) - low) * scale)
-    return Image.fromarray(out)
+    return lambda band: np.rint((_finite(band) - low) * scale).astype(np.uint8)[..., None]
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(values.astype(np.float64), nan=0, posinf=0, neginf=0)
-
-
-def middle_square(image: Image.Image, size: int) -> Image.Image:
-    """The middle square as RGB at size x size, as stored; converts no more pixels than it needs."""
-    if image.mode in ("I", "F"):
-        image = _eight_bits(image)  # before cropping: its range is that of the whole picture
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    # The filter reaches two output pixels beyond the square.
-    margin = math.ceil(2 * max(1, side / size)) + 1
-    x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
-    right = min(image.width, math.ceil(left + side) + margin)
-    bottom = min(image.height, math.ceil(top + side) + margin)
-    if (x, y, right, bottom) != (0, 0, *image.size):
-        image = image.crop((x, y, right, bottom))
-    box = (left - x, top - y, left - x + side, top - y + side)
-    return to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+def _finite(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
+    return values.astype(np.float64)

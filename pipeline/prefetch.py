@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -32,10 +33,9 @@ def prefetch(
 
     def put(entry: Future | BaseException | None) -> None:
         while not stopped.is_set():
-            try:
-                return ahead.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
+            with suppress(queue.Full):
+                ahead.put(entry, timeout=0.1)
+                return
 
     def one(item: Item, held: int) -> Result:
         try:
@@ -80,9 +80,7 @@ class _Budget:
 
     def take(self, held: int, stopped: threading.Event) -> None:
         with self._changed:
-            self._changed.wait_for(
-                lambda: stopped.is_set() or min(held, self._total) <= self._free
-            )
+            self._changed.wait_for(lambda: stopped.is_set() or min(held, self._total) <= self._free)
             self._free -= held
 
     def give_back(self, held: int) -> None:

@@ -63,7 +63,7 @@ def read_samples(
     try:
         with storage.open_read(shard.url) as file:
             stream = _Hashing(file, wanted=not shard.etag)
-            for group in _groups(shard, stream, report, certain=expected is not None):
+            for group in _groups(shard, stream, report):
                 if shard.limit is not None and report.samples == shard.limit:
                     break
                 yield _sample(shard.name, report.samples, group, lost)
@@ -91,7 +91,7 @@ def _promised(shard: Shard) -> int | None:
     try:
         stats = json.loads(storage.read_bytes(beside))
         return int(stats["successes"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # stores raise whatever they like; no promise is no harm
         return None
 
 
@@ -125,7 +125,7 @@ class _Header(tarfile.TarInfo):
     """tarfile ends silently at a damaged or missing header; this notes which it was."""
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, tar: "_Tar") -> tarfile.TarInfo:
         try:
             return super().fromtarfile(tar)
         except tarfile.HeaderError as e:
@@ -133,20 +133,23 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-def _groups(
-    shard: Shard, stream: _Hashing, report: ReadReport, certain: bool
-) -> Iterator[_Group]:
-    """Runs of members with one key. certain: a count is known, so a missing end is no worry."""
+class _Tar(tarfile.TarFile):
+    tarinfo = _Header
+    ended_by: tarfile.HeaderError | None = None
+
+
+def _groups(shard: Shard, stream: _Hashing, report: ReadReport) -> Iterator[_Group]:
+    """Runs of members with one key."""
     seen: set[str] = set()
     group: _Group | None = None
-    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header, bufsize=_READ_BYTES) as tar:
-        tar.ended_by = None
+    options = {"bufsize": _READ_BYTES, "encoding": "utf-8"}
+    with _Tar.open(fileobj=stream, mode="r|", **options) as tar:
         for member in tar:
             tar.members.clear()  # else tarfile keeps every header
             name = member.name.encode("utf-8", "backslashreplace").decode().removeprefix("./")
             match = _KEY.match(name)
             base = name.rsplit("/", 1)[-1]
-            if not member.isreg() or not match or base.startswith("__"):
+            if not member.isreg() or not match or _is_no_sample(base):
                 report.ignored += not member.isdir()
                 continue
             key, suffix = match[1], match[2].lower()
@@ -154,24 +157,28 @@ def _groups(
                 if group is not None:
                     yield group
                 if key in seen:
-                    raise _bad(shard, f"members of key {key} are not adjacent; repack it by key")
+                    raise _bad(shard, f"members of key {key!r} are not adjacent; repack it by key")
                 seen.add(key)
                 group = _Group(key)
             if suffix in group.members or len(group.members) == MAX_MEMBERS_PER_KEY:
-                raise _bad(shard, f"key {key} has {suffix} twice, or too many members")
+                raise _bad(shard, f"key {key!r} has {suffix!r} twice, or too many members")
             group.members[suffix] = _content(tar, member, suffix)
-        _check_end(shard, tar.ended_by, certain)
+        _check_end(shard, tar.ended_by)
     if group is not None:
         yield group
 
 
-def _check_end(shard: Shard, ended_by: Exception | None, certain: bool) -> None:
+def _is_no_sample(name: str) -> bool:
+    """webdataset's `__meta__` members, and hidden files such as macOS puts beside each file."""
+    return name.startswith(".") or (name.startswith("__") and name.endswith("__"))
+
+
+def _check_end(shard: Shard, ended_by: Exception | None) -> None:
+    """A tar cut between two members ends without its mark, and then its last sample may be cut, too."""
     if isinstance(ended_by, tarfile.EOFHeaderError):
         return
     if isinstance(ended_by, tarfile.EmptyHeaderError):
-        if not certain:
-            raise _bad(shard, "torn: it ends without an end-of-archive mark; fetch or pack it anew")
-        return
+        raise _bad(shard, "torn: it ends without an end-of-archive mark; fetch or pack it anew")
     raise _bad(shard, f"torn: {ended_by or 'it is no tar'}")
 
 
@@ -186,7 +193,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> byte
         return None
     data = tar.extractfile(member).read()
     if len(data) != member.size:
-        raise tarfile.ReadError(f"{member.name} is cut off")
+        raise tarfile.ReadError(f"{member.name!r} is cut off")
     return data
 
 
@@ -248,4 +255,3 @@ def _text(members: dict[str, bytes | None], meta: dict) -> tuple[str | None, str
         return raw.decode("utf-8", "replace"), "invalid_utf8"
     text = text.replace("\x00", "").strip()
     return text, "ok" if text else "empty"
-

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +14,16 @@ from pipeline import storage
 from pipeline.errors import UserError
 
 FILE = "run.json"
-_RECORDED_PACKAGES = ("torch", "open_clip_torch", "pyarrow", "pillow", "simplejpeg", "ray")
+_RECORDED_PACKAGES = (
+    "recaption",
+    "torch",
+    "open_clip_torch",
+    "pyarrow",
+    "pillow",
+    "simplejpeg",
+    "ray",
+)
+_NAME = re.compile(r"[\w@+=,-][\w@+=,.-]*")
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,12 @@ class Run:
     kind: str
     name: str
     config: dict  # JSON values only: everything that decides what the outputs are
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UserError(
+                f"RUN={self.name!r} is no name for a folder", "use letters, digits and - _ . @"
+            )
 
     @property
     def folder(self) -> str:
@@ -74,10 +91,13 @@ def begin(run: Run, shards: Iterable[str]) -> list[str]:
 
 def load(out: str, kind: str, name: str) -> dict | None:
     """What run.json says, or None where there is no such run."""
+    url = storage.join(out, kind, name, FILE)
     try:
-        return json.loads(storage.read_bytes(storage.join(out, kind, name, FILE)))
-    except FileNotFoundError:
+        return json.loads(storage.read_bytes(url))
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError as e:
+        raise UserError(f"RUN={name}: {url} is damaged: {e}", "give another RUN") from e
 
 
 def require(out: str, kind: str, name: str) -> dict:
@@ -96,13 +116,13 @@ def environment() -> dict[str, str]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
-    return versions | {"recaption": metadata.version("recaption"), "commit": _commit()}
+    return versions | {"commit": _commit()}
 
 
 def _commit() -> str:
     """The git commit that the code runs from, "" where it is an installed package."""
     root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or not shutil.which("git"):
         return ""
     done = subprocess.run(
         ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
@@ -111,10 +131,14 @@ def _commit() -> str:
 
 
 def _refuse_other_config(run: Run, before: dict) -> None:
-    old, new = flat(before), flat(run.config)
+    old, new = (
+        {k: canonical(v) for k, v in flat(config).items()} for config in (before, run.config)
+    )
     names = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     if names:
-        differ = ", ".join(f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in names)
+        differ = ", ".join(
+            f"{k} (was {old.get(k, 'absent')}, is {new.get(k, 'absent')})" for k in names
+        )
         raise UserError(
             f"RUN={run.name}: {run.kind}/{run.name} was made with other settings: {differ}",
             "give another RUN, or the same settings",
@@ -125,7 +149,7 @@ def flat(config: dict, prefix: str = "") -> dict[str, object]:
     """Nested settings as dotted names, for messages."""
     found: dict[str, object] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             found |= flat(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value

@@ -15,7 +15,9 @@ def expand(spec: str) -> list[str]:
     """
     spec = spec.strip()
     if not spec:
-        raise UserError("SHARDS is empty", "give a tar, a folder, a glob, a brace pattern or @list.txt")
+        raise UserError(
+            "SHARDS is empty", "give a tar, a folder, a glob, a brace pattern or @list.txt"
+        )
     if spec.startswith("@"):
         urls = [url for line in _list_lines(spec[1:]) for url in _expand_one(line)]
     else:
@@ -27,10 +29,11 @@ def expand(spec: str) -> list[str]:
 
 def _list_lines(path: str) -> list[str]:
     try:
-        text = storage.read_bytes(path).decode("utf-8")
+        text = storage.read_bytes(storage.absolute(path)).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"SHARDS: cannot read the list {path}: {e}", "one shard a line") from e
-    return [line.strip() for line in text.splitlines() if line.strip() and line[0] != "#"]
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _expand_one(spec: str) -> list[str]:
@@ -45,17 +48,27 @@ def _expand_one(spec: str) -> list[str]:
 
 def _files(pattern: str) -> list[str]:
     scheme = pattern.split("://")[0] if "://" in pattern else ""
-    if scheme in ("http", "https"):
-        return [pattern]
+    is_glob = any(c in pattern for c in "*?[")
+    if scheme in ("http", "https") or (pattern.endswith(".tar") and not is_glob):
+        return [pattern]  # a file by its name: asking a store about each would take minutes
+    url = storage.absolute(pattern)
     try:
-        fs, path = url_to_fs(storage.absolute(pattern))
-    except (ImportError, ValueError) as e:
-        raise UserError(f"SHARDS: {storage.public(pattern)}: {e}", "install what it names") from e
-    if any(c in path for c in "*?["):
-        return sorted(_url(fs, p, scheme) for p in fs.glob(path))
-    if fs.isdir(path):
-        return storage.list_files(storage.absolute(pattern), ".tar")
+        fs, path = url_to_fs(url)
+        if is_glob and not (storage.is_local(url) and fs.exists(path)):
+            return sorted(_url(fs, p, scheme) for p in fs.glob(path) if not _is_hidden(p, path))
+        if fs.isdir(path):
+            return storage.list_files(url, ".tar")
+    except Exception as e:  # stores raise whatever they like
+        why = " ".join(str(e).split())
+        raise UserError(
+            f"SHARDS: {storage.public(pattern)}: {why}", "check the address and your credentials"
+        ) from e
     return [pattern]
+
+
+def _is_hidden(path: str, pattern: str) -> bool:
+    name, wanted = path.rsplit("/", 1)[-1], pattern.rsplit("/", 1)[-1]
+    return name.startswith(".") and not wanted.startswith(".")
 
 
 def _url(fs: object, path: str, scheme: str) -> str:

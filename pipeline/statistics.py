@@ -45,7 +45,9 @@ def answer(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     try:
         relation = connection.sql(sql)
     except duckdb.Error as e:
-        raise UserError(f"SQL: {' '.join(str(e).split())}", "make sql OUT=... lists the views") from e
+        raise UserError(
+            f"SQL: {' '.join(str(e).split())}", "make sql OUT=... lists the views"
+        ) from e
     return "" if relation is None else _show(relation) or "no rows"
 
 

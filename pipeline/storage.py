@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -43,21 +43,22 @@ def absolute(url: str) -> str:
     """The same place written so that it does not depend on the working directory."""
     if url.startswith("file://"):
         url = url.removeprefix("file://")
-    return str(Path(url).expanduser().absolute()) if is_local(url) else url
+    return os.path.abspath(Path(url).expanduser()) if is_local(url) else url  # noqa: PTH100
 
 
 def public(url: str) -> str:
     """The URL without user, password, query and fragment: fit for a table or a log."""
     if is_local(url):
         return url
-    parts = urlsplit(url)
-    host = parts.netloc.rsplit("@", 1)[-1]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    url = re.split("[?#]", url, maxsplit=1)[0]
+    if url.startswith("abfs"):  # abfs://container@account
+        return url
+    return re.sub("(?<=://)[^/]*@", "", url)
 
 
 def open_read(url: str) -> IO[bytes]:
     """A readable binary stream; raises OSError where there is none."""
-    return open(url, "rb") if is_local(url) else fsspec.open(url, "rb").open()  # noqa: SIM115, PTH123
+    return open(url, "rb") if is_local(url) else fsspec.open(url, "rb").open()  # noqa: PTH123
 
 
 def exists(url: str) -> bool:
@@ -100,17 +101,19 @@ def write_atomic(url: str) -> Iterator[Path]:
     Local: a hidden file beside the target, synced, then renamed, then the folder synced.
     Object stores: a local temporary file, then one upload. Deleting the path abandons the write.
     """
-    if not is_local(url):
-        with tempfile.TemporaryDirectory() as scratch:
-            local = Path(scratch) / "part"
-            yield local
-            if local.exists():
-                fs, path = url_to_fs(url)
-                fs.put_file(str(local), path)
-        return
-    target = Path(url)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
+    folder = str(Path(url).parent) if is_local(url) else tempfile.gettempdir()
+    try:
+        with _renamed(Path(url)) if is_local(url) else _uploaded(url) as part:
+            yield part
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise cannot_write(folder, e) from e
+        raise
+
+
+@contextlib.contextmanager
+def _renamed(target: Path) -> Iterator[Path]:
+    part = _made(str(target.parent)) / f".{target.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
     try:
         yield part
         if part.exists():
@@ -118,12 +121,18 @@ def write_atomic(url: str) -> Iterator[Path]:
                 os.fsync(f.fileno())
             part.replace(target)
             _sync_folder(target.parent)
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise cannot_write(str(target.parent), e) from e
-        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _uploaded(url: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as scratch:
+        part = Path(scratch) / "part"
+        yield part
+        if part.exists():
+            fs, path = url_to_fs(url)
+            fs.put_file(str(part), path)
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -159,7 +168,11 @@ def exclusive(folder: str) -> Iterator[None]:
     if not is_local(folder):
         yield
         return
-    with (_made(folder) / ".lock").open("w") as lock:
+    try:
+        lock = (_made(folder) / ".lock").open("w")
+    except OSError as e:
+        raise cannot_write(folder, e) from e
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -193,11 +206,14 @@ def require_writable(folder: str) -> None:
 
 
 def cannot_write(folder: str, error: OSError) -> UserError:
+    path = Path(folder)
+    existing = next((p for p in (path, *path.parents) if p.exists()), path)
     free = ""
     with contextlib.suppress(OSError):
-        free = f", {shutil.disk_usage(Path(folder).anchor or '.').free / 1e9:.1f} GB free"
+        free = f", {shutil.disk_usage(existing).free / 1e9:.1f} GB free"
+    why = os.strerror(error.errno) if error.errno else str(error)
     return UserError(
-        f"OUT: cannot write in {folder}: {error.strerror or error}{free}",
+        f"OUT: cannot write in {folder}: {why}{free}",
         "free space or give a folder that you may write to, then run the same command again",
     )
 
