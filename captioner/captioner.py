@@ -77,6 +77,7 @@ def load_captioner(
     precision: 'fp32', 'bf16', or 'auto' for bf16 where the device computes in it. decode: settings per
     style in place of the captioner's own. Raises UserError for what the user can mend.
     """
+    resolve_layout(device, precision)  # a mistake here should not wait for gigabytes of weights
     parts = split_composition(name)
     if not parts:
         return CocaCaptioner(
@@ -96,15 +97,19 @@ def load_captioner(
     return ComposedCaptioner(name, {style: loaded[part] for style, part in parts.items()})
 
 
-def resolve_precision(device: str, precision: str) -> torch.dtype:
-    """The number format of a precision on a device; raises UserError for an unknown one."""
-    if precision == "auto":
-        has_bf16 = torch.device(device).type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if has_bf16 else torch.float32
-    formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
+def resolve_layout(device: str, precision: str) -> Layout:
+    """Where and in which number format a captioner runs; raises UserError where that is not possible."""
+    formats = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
     if precision not in formats:
         raise UserError(f"precision {precision!r} is unknown", "use auto, bf16 or fp32")
-    return formats[precision]
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} is unknown", "use cpu, cuda or cuda:<n>") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: no GPU is visible", "use cpu")
+    has_bf16 = kind == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return Layout(device, formats[precision] or (torch.bfloat16 if has_bf16 else torch.float32))
 
 
 def device_name(device: torch.device) -> str:
@@ -160,9 +165,7 @@ class CocaCaptioner(_Friendly):
         precision: str = "auto",
         decode: Mapping[str, DecodeSettings] | None = None,
     ) -> None:
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device {device!r}: no GPU is visible", "use --device cpu")
-        layout = Layout(device, resolve_precision(device, precision))
+        layout = resolve_layout(device, precision)
         config, base = checkpoint.model_config, checkpoint.base
         text_heads = config["text_cfg"]["heads"]
         self.name = name
@@ -271,10 +274,11 @@ class CocaCaptioner(_Friendly):
 
 def split_text(text: str, tokenizer: Tokenizer, room: int) -> list[list[int]]:
     """Token ids of a text in as few chunks of whole words as fit `room`, of about equal length."""
+    whole = tokenizer.encode(text)
+    if len(whole) <= room:
+        return [whole]
     words = [tokenizer.encode(word)[:room] for word in text.split()]
     total = sum(map(len, words))
-    if total <= room:
-        return [[token for word in words for token in word]]
     target = math.ceil(total / math.ceil(total / room))
     chunks: list[list[int]] = [[]]
     for word in words:

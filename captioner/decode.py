@@ -12,12 +12,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from captioner.fused import Block, DecoderWeights, TextEncoder, attend
 from captioner.sampling import choose, forbid_repeats, sample_uniforms
 from captioner.settings import DecodeSettings
 from captioner.text import PAD
 from captioner.tokens import Tokenizer
+
+# oneDNN computes a single row by another kernel, with other rounding; from two rows on, a row's bits
+# do not depend on how many there are. So a batch never gets smaller than this.
+MIN_ROWS = 2
+ROOM_STEP = 16  # places by which caches grow
 
 
 @dataclass(frozen=True)
@@ -30,16 +36,32 @@ class Decoded:
 
 
 class Caches:
-    """Keys and values of one batch: those of the image, and room for `size` tokens per stack."""
+    """Keys and values of one batch: those of the image, and `room` places for tokens in each stack.
 
-    def __init__(self, writer: "Writer", image_tokens: Tensor, size: int) -> None:
+    Attention runs over the whole room, with a mask over what is not yet written: slices would be
+    copied by every product, and a room of fixed size lets one compiled or captured step serve all
+    positions. So the room grows in steps, not by one.
+    """
+
+    def __init__(self, writer: "Writer", image_tokens: Tensor, room: int) -> None:
         decoder = writer.decoder
         self.image = decoder.image_cache(image_tokens)
         num, heads, _, head_width = self.image[0].shape[1:]
-        # Zeros, not empty memory: the static path multiplies unwritten places by a weight of zero.
-        shape = (2, num, heads, size, head_width)
+        # Zeros, not empty memory: unwritten places are multiplied by a weight of zero.
+        shape = (2, num, heads, room, head_width)
         self.text = [image_tokens.new_zeros(shape) for _ in writer.text.blocks]
         self.decoder = [image_tokens.new_zeros(shape) for _ in decoder.self_blocks]
+
+    @property
+    def room(self) -> int:
+        """How many tokens fit."""
+        return self.text[0].shape[3]
+
+    def grow(self, room: int) -> None:
+        """Make room for more tokens."""
+        for group in (self.text, self.decoder):
+            for i, cache in enumerate(group):
+                group[i] = F.pad(cache, (0, 0, 0, room - cache.shape[3]))
 
     def move(self, sources: Tensor, targets: Tensor, num_kept: int) -> None:
         """Overwrite rows `targets` by rows `sources`, then keep the first `num_kept` rows."""
@@ -56,46 +78,26 @@ class Writer:
     def __init__(self, text: TextEncoder, decoder: DecoderWeights) -> None:
         self.text, self.decoder = text, decoder
 
-    def step(self, ids: Tensor, position: Tensor, caches: Caches, length: int | None) -> Tensor:
-        """Next-token logits in fp32: ids (A,) at `position`, a tensor (1,) -> (A, V).
-
-        With `length` = position + 1 the caches are sliced to what is written. With None every shape is
-        fixed and a mask hides the rest, so one compiled or captured step serves all positions.
-        """
+    def step(self, ids: Tensor, position: Tensor, caches: Caches) -> Tensor:
+        """Next-token logits in fp32: ids (A,) at `position`, a tensor (1,) -> (A, V)."""
         x = (self.text.embedding[ids] + self.text.positions[position])[:, None]  # (A, 1, D)
-        mask = None
-        if length is None:
-            places = torch.arange(caches.text[0].shape[3], device=ids.device)
-            mask = places <= position
+        mask = torch.arange(caches.room, device=ids.device) <= position
         for block, cache in zip(self.text.blocks, caches.text, strict=True):
-            x = _cached_block(block, x, cache, position, length, mask)
+            x = _cached_block(block, x, cache, position, mask)
         decoder = self.decoder
         for i, block in enumerate(decoder.self_blocks):
-            x = _cached_block(block, x, caches.decoder[i], position, length, mask)
+            x = _cached_block(block, x, caches.decoder[i], position, mask)
             cross = decoder.cross_blocks[i]
             (q,) = cross.heads_of(x)
             x = cross.add(x, attend(q, *caches.image[i]))
         return decoder.logits(x[:, 0])
 
 
-def _cached_block(
-    block: Block,
-    x: Tensor,
-    cache: Tensor,
-    position: Tensor,
-    length: int | None,
-    mask: Tensor | None,
-) -> Tensor:
+def _cached_block(block: Block, x: Tensor, cache: Tensor, position: Tensor, mask: Tensor) -> Tensor:
     q, k, v = block.heads_of(x)  # (A, H, 1, d) each
-    if length is None:
-        cache[0].index_copy_(2, position, k)
-        cache[1].index_copy_(2, position, v)
-        keys, values = cache
-    else:
-        cache[0, :, :, length - 1] = k[:, :, 0]
-        cache[1, :, :, length - 1] = v[:, :, 0]
-        keys, values = cache[0, :, :, :length], cache[1, :, :, :length]
-    return block.add(x, attend(q, keys, values, mask))
+    cache[0].index_copy_(2, position, k)
+    cache[1].index_copy_(2, position, v)
+    return block.add(x, attend(q, *cache, mask))
 
 
 @torch.inference_mode()
@@ -115,10 +117,17 @@ def decode(
     keeps finished rows in the batch; captions are the same.
     """
     num, device, steps = len(image_tokens), image_tokens.device, settings.max_tokens
-    caches = Caches(writer, image_tokens, steps)
+    if len(keys) != num:
+        raise ValueError(f"{len(keys)} keys for {num} images")
+    if num < MIN_ROWS:
+        images, keys = image_tokens.expand(MIN_ROWS, -1, -1), [*keys] * MIN_ROWS
+        rows = decode(writer, tokenizer, images, keys, style, settings, is_compacted=is_compacted)
+        return rows[:num]
+    caches = Caches(writer, image_tokens, min(ROOM_STEP, steps))
     history = torch.full((num, steps + 1), tokenizer.start, device=device)
     logprobs = torch.full((num, steps), torch.nan, device=device)
     uniforms = sample_uniforms(keys, style, settings).to(device)
+    positions = torch.arange(steps, device=device)
     forbidden = torch.tensor([PAD, tokenizer.start], device=device)
     order = list(range(num))  # which image each row of the batch belongs to
     done = torch.zeros(num, dtype=torch.bool, device=device)
@@ -127,8 +136,9 @@ def decode(
     check_every = 1 if device.type == "cpu" else 8
 
     for t in range(steps):
-        position = torch.tensor([t], device=device)
-        logits = writer.step(history[: len(order), t], position, caches, t + 1)
+        if t == caches.room:
+            caches.grow(min(t + ROOM_STEP, steps))
+        logits = writer.step(history[: len(order), t], positions[t : t + 1], caches)
         total = logits.logsumexp(dim=-1)
         logits[:, tokenizer.size :] = -torch.inf
         logits.index_fill_(1, forbidden, -torch.inf)
@@ -152,6 +162,8 @@ def decode(
         if len(written) == num:
             break
         if is_compacted:
+            if len(order) - int(done.sum()) < MIN_ROWS:
+                done[done.nonzero()[:MIN_ROWS, 0]] = False  # done, but they stay as company
             num_kept = len(order) - int(done.sum())
             # Only holes are filled, so a row that ends costs one copy of a row's caches.
             targets = done[:num_kept].nonzero()[:, 0]

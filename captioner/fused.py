@@ -27,6 +27,8 @@ class Layout:
     def __init__(self, device: str, dtype: torch.dtype, *, is_packed: bool | None = None) -> None:
         self.device, self.dtype = torch.device(device), dtype
         can_pack = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if dtype == torch.bfloat16:
+            can_pack = can_pack and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.is_packed = can_pack if is_packed is None else is_packed
 
     def tensor(self, values: Tensor) -> Tensor:
@@ -70,8 +72,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """Attention of queries that carry the scale: (A, H, S, d) x (A, H, n, d) -> (A, S, H * d).
 
     mask: bool, broadcast to (A, H, S, n), True = seen. On a CPU two matrix products are 2 to 6 times
-    as fast as torch's fused kernel for single queries (measured at head width 64). A slice of a cache
-    must stand first in its product: as the second, transposed, torch copies it at every call.
+    as fast as torch's fused kernel for single queries (measured at head width 64). A cache stands first
+    in its product: as the second, transposed, it would be copied at every call in bf16.
     """
     if q.device.type == "cpu":
         if q.shape[2] == 1:
@@ -147,6 +149,8 @@ class ImageEncoder:
 
     def pixels(self, crops: Tensor) -> Tensor:
         """uint8 crops (A, size, size, 3) -> normalised pixels (A, 3, size, size)."""
+        if crops.shape[1:] != (self.size, self.size, 3) or crops.dtype != torch.uint8:
+            raise ValueError(f"crops {tuple(crops.shape)} {crops.dtype}, expected {self.size} px")
         x = crops.to(self.device).permute(0, 3, 1, 2).float()
         return ((x - self.mean) / self.std).to(self.dtype)
 
@@ -159,7 +163,8 @@ class ImageEncoder:
         for block in self.blocks:
             x = block(x)
         x = self.ln_post(x if self.pooler is None else self.pooler(x))
-        return F.normalize(self.projection(x[:, 0]).float(), dim=-1), x[:, 1:]
+        features = self.projection(x[:, :2])[:, 0]  # never one row alone: see decode.MIN_ROWS
+        return F.normalize(features.float(), dim=-1), x[:, 1:]
 
 
 class Pooler:
@@ -218,7 +223,8 @@ class TextEncoder:
         x = torch.cat([x, self.cls.expand(len(ids), 1, -1)], dim=1)
         for block in self.blocks:
             x = block(x, mask)
-        return F.normalize(self.projection(self.ln_final(x[:, -1])).float(), dim=-1)
+        features = self.projection(self.ln_final(x[:, -2:]))[:, -1]  # as in ImageEncoder
+        return F.normalize(features.float(), dim=-1)
 
 
 class DecoderWeights:
@@ -238,7 +244,9 @@ class DecoderWeights:
         self.keys_values = [self._fold(layout, block) for block in decoder.cross_attn]
         self.ln_final = Norm(layout, decoder.ln_final)
         self.vocabulary = Linear(layout, decoder.text_projection.T, None)
-        self.word_rows = layout.tensor(decoder.text_projection.T)  # (V, D)
+        self.word_rows = None  # (V, D), where the packed matrix is not precise enough
+        if layout.dtype != torch.float32:
+            self.word_rows = layout.tensor(decoder.text_projection.T)
 
     def logits(self, x: Tensor) -> Tensor:
         """Next-token logits in fp32: states (A, D) -> (A, V).
@@ -248,7 +256,7 @@ class DecoderWeights:
         """
         x = self.ln_final(x)
         logits = self.vocabulary(x).float()
-        if x.dtype == torch.float32:
+        if self.word_rows is None:
             return logits
         best = logits.topk(min(NUM_REFINED, logits.shape[1]), dim=-1).indices
         rows = self.word_rows[best].float()  # (A, NUM_REFINED, D)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -49,12 +49,13 @@ def execute(
     from jobs import accounting
     from jobs.progress import Progress
     from jobs.runner import Runner, Systemic, find_done
-    from pipeline import runs, storage
+    from pipeline import catalog, runs, storage
 
     shards = list(shards)
     if how.dry_run:
-        accounting.print_plan(run, shards, find_done(work, shards), how)
-        return find_done(work, shards)
+        summary = find_done(work, shards)
+        accounting.print_plan(run, shards, summary, how)
+        return summary
     storage.require_writable(run.folder)
     with storage.exclusive(run.folder):
         for change in runs.begin(run, (s.name for s in shards)):
@@ -82,6 +83,7 @@ def execute(
             progress.close()
         accounting.print_summary(run, summary, time.monotonic() - start)
         accounting.write_failures(run, summary)
+    catalog.refresh(run.out)
     return summary
 
 
@@ -118,11 +120,6 @@ def _interruptible() -> Iterable[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def settings(config: object) -> dict:
-    """A verb's settings as they were resolved, for printing."""
-    return asdict(config)
 
 
 def say(line: str = "") -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """Statistics of captions and blends; refreshes OUT/catalog.duckdb."""
+    """Statistics of captions and blends."""
 
     out: str
     """The data folder."""
@@ -22,7 +22,6 @@ def run(config: Stats) -> None:
     from pipeline import catalog, statistics, storage
 
     out = storage.absolute(config.out)
-    catalog.refresh(out)
     with catalog.connect(out) as connection:
         if config.q:
             print(statistics.answer(connection, config.q))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline import storage
 from pipeline.commit import Record
 from pipeline.errors import UserError
 from pipeline.manifest import Shard
@@ -51,7 +52,7 @@ def attempt(work: Work, task: Task) -> Outcome:
             return Outcome("done")
         return Outcome("done", record=work.perform(task.shard, task.lost))
 
-    return _guarded(perform)
+    return _guarded(perform, task.shard.url)
 
 
 def set_up(work: Work) -> Outcome:
@@ -72,13 +73,15 @@ def require_set_up(outcome: Outcome) -> None:
         raise RuntimeError(f"a worker cannot be set up: {outcome.message}\n{outcome.trace}")
 
 
-def _guarded(perform: Callable[[], Outcome]) -> Outcome:
+def _guarded(perform: Callable[[], Outcome], url: str = "") -> Outcome:
+    """url: where the input is, which messages of libraries may quote with its secrets."""
     try:
         return perform()
     except UserError as e:
         return Outcome("fatal", message=e.message, hint=e.hint)
     except BadShard as e:
-        return Outcome("bad", message=str(e))
+        return Outcome("bad", message=storage.scrub(str(e), url))
     except Exception as e:
-        line = " ".join(f"{type(e).__name__}: {e}".split())
-        return Outcome("error", message=line[:500], trace=traceback.format_exc())
+        line = " ".join(f"{type(e).__name__}: {e}".split())[:500]
+        trace = storage.scrub(traceback.format_exc(), url)
+        return Outcome("error", message=storage.scrub(line, url), trace=trace)

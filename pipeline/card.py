@@ -9,8 +9,7 @@ from pipeline.runs import Run
 from pipeline.schemas import OK
 
 FILE = "README.md"
-_SIZES = (("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1e6))
-_LARGER = "n>1M"
+_BOUNDS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
 def write(run: Run, recipe: Recipe, totals: Mapping[str, Counter], sizes: dict[str, int]) -> None:
@@ -19,14 +18,12 @@ def write(run: Run, recipe: Recipe, totals: Mapping[str, Counter], sizes: dict[s
 
 
 def _card(run: Run, recipe: Recipe, totals: Mapping[str, Counter], sizes: dict[str, int]) -> str:
-    kept = sum(sizes.values())
-    category = next((name for name, bound in _SIZES if kept < bound), _LARGER)
     front = [
         "---",
         "task_categories:",
         "- text-to-image",
         "size_categories:",
-        f"- {category}",
+        f"- {_size_category(sum(sizes.values()))}",
         "tags:",
         "- webdataset",
         "- synthetic-captions",
@@ -36,6 +33,12 @@ def _card(run: Run, recipe: Recipe, totals: Mapping[str, Counter], sizes: dict[s
         "---",
     ]
     return "\n".join([*front, "", *_body(run, recipe, totals, sizes)]) + "\n"
+
+
+def _size_category(count: int) -> str:
+    """As the Hugging Face hub names it."""
+    passed = sum(count >= 10 ** (3 + i) for i in range(len(_BOUNDS)))
+    return "<".join([*_BOUNDS[:passed][-1:], "n", *_BOUNDS[passed:][:1]])
 
 
 def _body(

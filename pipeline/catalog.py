@@ -1,5 +1,9 @@
 """The catalog: DuckDB views over everything a data folder holds, by paths relative to it."""
 
+import re
+import tempfile
+from pathlib import Path
+
 import duckdb
 import pyarrow as pa
 from fsspec.core import url_to_fs
@@ -42,7 +46,10 @@ def connect(out: str) -> duckdb.DuckDBPyConnection:
     if not storage.exists(storage.join(out, manifest.FILE)):
         raise UserError(f"OUT={out} is no data folder", f"it has no {manifest.FILE} yet")
     connection = duckdb.connect()
-    _prepare(connection, out)
+    if not storage.is_local(out):
+        connection.register_filesystem(url_to_fs(out)[0])
+    connection.execute("SET python_enable_replacements = false")  # only views have names
+    _create_views(connection, out, prefix=_literal(out.rstrip("/") + "/"))
     return connection
 
 
@@ -50,23 +57,37 @@ def refresh(out: str) -> None:
     """Writes catalog.duckdb anew, for the plain DuckDB shell; it holds views, not data."""
     if not storage.exists(storage.join(out, manifest.FILE)):
         return
-    with storage.write_atomic(storage.join(out, FILE)) as part:
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / FILE
         try:
-            with duckdb.connect(str(part)) as connection:
-                _prepare(connection, out)
+            with duckdb.connect(str(database)) as connection:
+                _create_views(connection, out, prefix=_searched(connection, out, Path(folder)))
         except duckdb.IOException as e:
-            raise storage.cannot_write(out, OSError(str(e))) from e
+            raise storage.cannot_write(folder, OSError(str(e))) from e
+        storage.write_bytes(storage.join(out, FILE), database.read_bytes())
 
 
-def _prepare(connection: duckdb.DuckDBPyConnection, out: str) -> None:
-    prefix = ""
-    if storage.is_local(out):
-        connection.execute("SET file_search_path = " + _quoted(out))
-    else:
+def _searched(connection: duckdb.DuckDBPyConnection, out: str, folder: Path) -> str:
+    """What paths in the views begin with: nothing, where a search path can lead DuckDB to the files.
+
+    It looks at them as it makes the views. The search path is split at commas, so it is a link.
+    """
+    if not storage.is_local(out):
         connection.register_filesystem(url_to_fs(out)[0])
-        prefix = out.rstrip("/") + "/"
+        return out.rstrip("/") + "/"
+    link = folder / "out"
+    link.symlink_to(storage.absolute(out))
+    connection.execute(f"SET file_search_path = {_quoted(str(link))}")
+    return ""
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, out: str, prefix: str) -> None:
     for name, body in _views(out, prefix).items():
-        connection.execute(f"CREATE OR REPLACE VIEW {name} AS {body}")
+        try:
+            connection.execute(f"CREATE OR REPLACE VIEW {name} AS {body}")
+        except duckdb.InvalidInputException as e:  # DuckDB looks into the first file
+            why = " ".join(str(e).split())
+            raise UserError(f"OUT={out}: no view of {name}: {why}", "make that file again") from e
 
 
 def _views(out: str, prefix: str) -> dict[str, str]:
@@ -130,6 +151,8 @@ _KINDS = ("columns", "captions", "keep", "mix")
 
 
 def _any(out: str, glob: str) -> bool:
+    if storage.is_local(out):
+        return any(Path(out).glob(glob))
     fs, path = url_to_fs(storage.join(out, glob))
     return bool(fs.glob(path))
 
@@ -142,6 +165,11 @@ def _empty(schema: pa.Schema, more: dict[str, str]) -> str:
 
 def _names(schema: pa.Schema) -> str:
     return ", ".join(schema.names)
+
+
+def _literal(path: str) -> str:
+    """A path in which DuckDB sees no pattern."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 def _quoted(text: str) -> str:

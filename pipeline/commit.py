@@ -7,6 +7,7 @@ and a `_stats.json`; the last is its record, is written last, and marks it done.
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from pipeline import storage
 from pipeline.runs import Run, canonical
 
 _METADATA = b"recaption"
+_ROWS_PER_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,13 @@ def read_sidecar_record(url: str) -> Record | None:
 def read_sidecar(url: str, columns: list[str] | None = None) -> pa.Table:
     """A sidecar's table, page checksums verified; raises OSError where bytes are damaged."""
     return pq.read_table(in_memory(url), columns=columns, page_checksum_verification=True)
+
+
+def sidecar_rows(url: str, columns: list[str]) -> Iterator[dict]:
+    """A sidecar's rows in order, a few unpacked at a time; raises OSError as `read_sidecar`."""
+    file = pq.ParquetFile(in_memory(url), page_checksum_verification=True)
+    for batch in file.iter_batches(_ROWS_PER_BATCH, columns=columns):
+        yield from batch.to_pylist()
 
 
 def in_memory(url: str) -> pa.BufferReader:

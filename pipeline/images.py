@@ -25,7 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline import jpeg
 from pipeline.pixels import UPRIGHT, is_grey, middle_square, orientation_of, to_array, turned
-from pipeline.resample import resample_square
+from pipeline.resample import resample_square, scratch
 
 # Every reason for which an image is refused.
 IMAGE_REASONS = (
@@ -109,7 +109,7 @@ class ImageInfo:
     format: str  # as Pillow names it
     width: int
     height: int
-    orientation: int  # EXIF orientation, 1..8
+    orientation: int  # EXIF orientation, 1..8; not known for TIFF, where it says 1
     mode: str  # Pillow's mode before any conversion: RGB, L, P, CMYK, I;16, ...
 
 
@@ -171,7 +171,7 @@ def square_crop(data: bytes, size: int) -> np.ndarray:
         raise ValueError(f"size must be at least 1, got {size}")
     with _refusing(data):
         head = _jpeg_header(data)
-        pixels = _jpeg_pixels(data, head, "RGBX", size) if head else None
+        pixels = _jpeg_pixels(data, head, "RGBX", size, reuse=True) if head else None
         if head and pixels is not None:
             side = min(head.width, head.height)
             # The scale from the exact factor, not from the sizes: those were rounded up.
@@ -231,6 +231,9 @@ def _refusing(data: bytes) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImage("too_many_pixels", str(error)) from error
     except UnidentifiedImageError as error:
+        # Pillow says this also where a decoder of the right format gave up in the header.
+        if any(accept(data[:16]) is True for _, accept in map(Image.OPEN.get, FORMATS)):
+            raise BadImage("undecodable", "header cannot be read") from error
         raise BadImage("not_an_image", "no known signature") from error
     except Exception as error:
         # Decoders meet hostile bytes with nearly every exception there is, MemoryError included.
@@ -266,35 +269,45 @@ def _jpeg_header(data: bytes) -> jpeg.Header | None:
 
 
 def _jpeg_pixels(
-    data: bytes, head: jpeg.Header, colorspace: str, min_side: int
+    data: bytes, head: jpeg.Header, colorspace: str, min_side: int, reuse: bool = False
 ) -> np.ndarray | None:
     """Decode as stored, not yet upright, to uint8 (H, W, C) in 'RGB', 'RGBX' or 'GRAY'.
 
     With min_side > 0 at the smallest n/8 scale that keeps both sides at min_side or above. None
     where only Pillow can do it: CMYK, lossless, 12 bits, rare chroma layouts, untidy headers.
+    With `reuse` the pixels are valid until this thread decodes again.
     """
     # simplejpeg must not see a lossless JPEG: asked for a scale, which those lack, it writes the
     # full picture into the memory of the small one.
     if head.sof not in _DCT_CODED or head.precision != 8:
         return None
-    scale = 1.0
-    if min_side > 0:
-        scale = min(8, math.ceil(8 * min_side / min(head.width, head.height))) / 8
+    shorter = min(head.width, head.height)
+    if min_side >= shorter:
+        min_side = 0
+    scale = math.ceil(8 * min_side / shorter) / 8 if min_side > 0 else 1.0
     # A progressive picture keeps all its coefficients until the last scan.
     with _room(head, 4 * scale * scale + 2 * head.components * head.progressive):
         if head.components not in (1, 3):
             _decode_strictly(data, head, "CMYK", 1)  # Pillow would pass damaged pixels
             return None
-        return _decode_strictly(data, head, colorspace, min_side)
+        buffer = None
+        if reuse:
+            buffer = scratch("decoded", (head.height * head.width * len(colorspace),), np.uint8)
+        return _decode_strictly(data, head, colorspace, min_side, buffer)
 
 
 def _decode_strictly(
-    data: bytes, head: jpeg.Header, colorspace: str, min_side: int
+    data: bytes,
+    head: jpeg.Header,
+    colorspace: str,
+    min_side: int,
+    buffer: np.ndarray | None = None,
 ) -> np.ndarray | None:
     """simplejpeg, for which a warning of libjpeg is an error; None where that proves harmless."""
-    size = {"min_height": min_side, "min_width": min_side}
     try:
-        return simplejpeg.decode_jpeg(data, colorspace, **size)
+        return simplejpeg.decode_jpeg(
+            data, colorspace, min_height=min_side, min_width=min_side, buffer=buffer
+        )
     except ValueError as error:
         message = str(error)
     if _CORRUPT.search(message):

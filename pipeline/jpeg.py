@@ -7,6 +7,7 @@ payload); entropy-coded pixels follow each SOS header up to the next real marker
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 SOI, EOI, SOS, DQT, DHT, DAC, DRI, DNL, COM, TEM = (
     0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xCC, 0xDD, 0xDC, 0xFE, 0x01,
@@ -43,8 +44,7 @@ class MalformedJpeg(ValueError):
         return MalformedJpeg, (self.reason, self.detail)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """One marker: `data[start:end]` is all of it, `data[body:tail]` its payload.
 
     `tail` differs from `end` for SOS only, where `data[tail:end]` are the entropy-coded bytes.

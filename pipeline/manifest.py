@@ -139,15 +139,12 @@ def _fingerprints(urls: list[str]) -> list[storage.Fingerprint]:
     bad = [(u, f) for u, f in zip(urls, found, strict=True) if isinstance(f, Exception)]
     if bad:
         url, error = bad[0]
-        public = storage.public(url)
         if isinstance(error, FileNotFoundError):
             why = "does not exist"
-        elif public == url:
-            why = f"cannot be read: {' '.join(str(error).split())}"
-        else:  # the message of the store may hold the token
-            why = f"cannot be read: {type(error).__name__}"
+        else:
+            why = f"cannot be read: {' '.join(storage.scrub(str(error), url).split())}"
         more = f" (and {len(bad) - 1} more of {len(urls)})" if len(bad) > 1 else ""
-        raise UserError(f"SHARDS: {public} {why}{more}", "check the path or pattern")
+        raise UserError(f"SHARDS: {storage.public(url)} {why}{more}", "check the path or pattern")
     return found
 
 

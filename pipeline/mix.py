@@ -164,10 +164,10 @@ class MixWork:
 
     def _rows(self, shard: Shard, samples: Iterator[Sample], writer: ShardWriter) -> Iterator[dict]:
         captions = {
-            run: _by_uid(self._caption_url(run, shard), CAPTIONS)
+            run: _Sidecar(self._caption_url(run, shard), CAPTIONS)
             for run in self.recipe.caption_runs
         }
-        keep = _by_uid(self._keep_url(shard), KEEP) if self.recipe.keep else None
+        keep = _Sidecar(self._keep_url(shard), KEEP) if self.recipe.keep else None
         taken: set[str] = set()
         for sample in samples:
             row = dict.fromkeys(MIX.names) | {
@@ -178,8 +178,9 @@ class MixWork:
                 "caption": sample.text,
                 "status": "dropped",
             }
-            said = {run: rows.get(sample.uid) for run, rows in captions.items()}
-            row["reason"] = self._mix_one(sample, row, said, keep, writer)
+            said = {run: sidecar.row(sample.uid) for run, sidecar in captions.items()}
+            verdict = keep.row(sample.uid) or {"keep": False, "reason": None} if keep else None
+            row["reason"] = self._mix_one(sample, row, said, verdict, writer)
             yield row
 
     def _mix_one(
@@ -187,17 +188,15 @@ class MixWork:
         sample: Sample,
         row: dict,
         said: dict[str, dict | None],
-        keep: dict[str, dict] | None,
+        verdict: dict | None,
         writer: ShardWriter,
     ) -> str | None:
         """Fills the row and writes the sample, or returns why it is dropped."""
         current = said.get(self.recipe.captions) or {}
         if sample.reason or current.get("reason"):
             return sample.reason or current["reason"]
-        if keep is not None:
-            verdict = keep.get(sample.uid, {"keep": False, "reason": None})
-            if not verdict["keep"]:
-                return verdict["reason"] or "not_kept"
+        if verdict and not verdict["keep"]:
+            return verdict["reason"] or "not_kept"
         texts = self._usable_texts(sample, said)
         choice = choose(self.recipe.blend, sample.uid, texts.__contains__, STYLES, self.recipe.seed)
         row["caption_drawn"], row["caption_source"] = choice.drawn, choice.source
@@ -280,12 +279,22 @@ def _new_key(shard: str, sample: Sample, taken: set[str]) -> str:
     return key
 
 
-def _by_uid(url: str, schema: pa.Schema) -> dict[str, dict]:
-    try:
-        rows = commit.read_sidecar(url, schema.names).to_pylist()
-    except (OSError, pa.ArrowException) as e:
-        raise BadShard(f"{url} is damaged: delete it and make it again") from e
-    return {row["uid"]: row for row in rows}
+class _Sidecar:
+    """Rows of a sidecar in the order of its shard's samples, a few at a time."""
+
+    def __init__(self, url: str, schema: pa.Schema) -> None:
+        self._url = url
+        self._rows = commit.sidecar_rows(url, schema.names)
+
+    def row(self, uid: str) -> dict | None:
+        """The row of the next sample; None behind the end of what was made from fewer samples."""
+        try:
+            row = next(self._rows, None)
+        except (OSError, pa.ArrowException) as e:
+            raise BadShard(f"{self._url} is damaged: delete it and make it again") from e
+        if row is not None and row["uid"] != uid:
+            raise BadShard(f"{self._url} is out of step with its shard at {uid}: make it again")
+        return row
 
 
 def _table(rows: Iterator[dict]) -> pa.Table:

@@ -34,8 +34,11 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 def orientation_of(image: Image.Image, data: bytes) -> int:
     """EXIF (else XMP) orientation of an opened image, 1..8; 1 where absent or unreadable.
 
-    data: the bytes it was opened from. Decodes no pixels.
+    data: the bytes it was opened from. Decodes no pixels. For TIFF it is 1, since Pillow turns
+    those itself.
     """
+    if image.format == "TIFF":
+        return 1
     try:
         # Not the PNG plugin's own getexif, which decodes the pixels to see what follows them.
         value = Image.Image.getexif(image).get(_ORIENTATION, 1)

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import re
 import tarfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ READING_REASONS = ("no_image", "empty", "too_many_bytes", "killed_worker")
 MAX_IMAGE_BYTES = 128 << 20
 MAX_TEXT_BYTES = 1 << 16
 MAX_JSON_BYTES = 1 << 20
+MAX_JSON_DEPTH = 64
 MAX_MEMBERS_PER_KEY = 64
 _READ_BYTES = 1 << 20
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset: up to the first dot of the name
@@ -163,7 +165,7 @@ def _groups(shard: Shard, stream: _Hashing, report: ReadReport) -> Iterator[_Gro
             if suffix in group.members or len(group.members) == MAX_MEMBERS_PER_KEY:
                 raise _bad(shard, f"key {key!r} has {suffix!r} twice, or too many members")
             group.members[suffix] = _content(tar, member, suffix)
-        _check_end(shard, tar.ended_by)
+        _check_end(shard, tar)
     if group is not None:
         yield group
 
@@ -173,13 +175,16 @@ def _is_no_sample(name: str) -> bool:
     return name.startswith(".") or (name.startswith("__") and name.endswith("__"))
 
 
-def _check_end(shard: Shard, ended_by: Exception | None) -> None:
-    """A tar cut between two members ends without its mark, and then its last sample may be cut, too."""
-    if isinstance(ended_by, tarfile.EOFHeaderError):
-        return
-    if isinstance(ended_by, tarfile.EmptyHeaderError):
+def _check_end(shard: Shard, tar: _Tar) -> None:
+    """A tar cut between two members has no end mark, and then its last sample may be cut, too; one
+    with a hole of zeros, or several tars in one file, have more behind their mark."""
+    if isinstance(tar.ended_by, tarfile.EmptyHeaderError):
         raise _bad(shard, "torn: it ends without an end-of-archive mark; fetch or pack it anew")
-    raise _bad(shard, f"torn: {ended_by or 'it is no tar'}")
+    if not isinstance(tar.ended_by, tarfile.EOFHeaderError):
+        raise _bad(shard, f"torn: {tar.ended_by or 'it is no tar'}")
+    while rest := tar.fileobj.read(_READ_BYTES):
+        if rest.count(0) < len(rest):
+            raise _bad(shard, "has data behind its end-of-archive mark; fetch or pack it anew")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | None:
@@ -232,10 +237,24 @@ def _meta(members: dict[str, bytes | None]) -> tuple[dict, str]:
     if "json" not in members:
         return {}, "missing"
     try:
-        meta = json.loads(members["json"] or b"")
+        meta = json.loads(members["json"] or b"", parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         meta = None
-    return (meta, "ok") if isinstance(meta, dict) else ({}, "invalid")
+    usable = isinstance(meta, dict) and not _is_deeper(meta, MAX_JSON_DEPTH)
+    return (meta, "ok") if usable else ({}, "invalid")
+
+
+def _finite(number: str) -> float | None:
+    """None for NaN and infinities: Python would read them, and then write what nobody reads."""
+    value = float(number)
+    return value if math.isfinite(value) else None
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(v, depth - 1) for v in inner)
 
 
 def _text(members: dict[str, bytes | None], meta: dict) -> tuple[str | None, str]:

@@ -5,6 +5,7 @@ of whole input rows, which numpy adds up in 16-bit integers at the speed of the 
 """
 
 import math
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +14,23 @@ import numpy as np
 # weights of the filter add up to less than 1.4. The error is a fraction of a grey level.
 _BITS = 7
 _ONE = 1 << _BITS
+_HIGHEST_BITS = np.uint32(0x80808080)
+
+# Intermediate arrays are kept from picture to picture: to have the system clear fresh pages for
+# them costs nearly as much as the arithmetic. Larger ones are rare, and are given back.
+_KEPT_BYTES = 8 * 2**20
+_kept = threading.local()
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An uninitialised array of this thread, valid until it asks for the same name again."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if num_bytes > _KEPT_BYTES:
+        return np.empty(shape, dtype)
+    buffer = _kept.__dict__.get(name)
+    if buffer is None or len(buffer) < num_bytes:
+        buffer = _kept.__dict__[name] = np.empty(num_bytes, np.uint8)
+    return buffer[:num_bytes].view(dtype).reshape(shape)
 
 
 def resample_square(
@@ -30,20 +48,21 @@ def resample_square(
     bottom, right = math.ceil(top + side) + reach, math.ceil(left + side) + reach
     pixels = pixels[y:bottom, x:right]
     height, width = pixels.shape[:2]
-    columns = _transposed(pixels).reshape(width, height * 4)
-    narrow = _rows(columns, _taps(width, left - x, side, size)).reshape(size, height, 4)
+    # Transposed four bytes at a time, and 0..255 to -128..127 by turning the highest bit of each.
+    # An odd row length, since one that is a power of two is slow to transpose back.
+    length = height | 1
+    columns = scratch("columns", (width, length), np.uint32)
+    np.bitwise_xor(pixels.view(np.uint32)[..., 0].T, _HIGHEST_BITS, out=columns[:, :height])
+    columns = columns.view(np.int8).reshape(width, length * 4)
+    narrow = _rows(columns, _taps(width, left - x, side, size)).reshape(size, length, 4)
     # Transpose and drop the fourth channel at once; one strided copy per channel is the fast way.
-    rgb = np.empty((height, size, 3), np.uint8)
+    rgb = scratch("rgb", (height, size, 3), np.int8)
     for channel in range(3):
-        rgb[..., channel] = narrow[..., channel].T
+        rgb[..., channel] = narrow[:, :height, channel].T
     taps = _taps(height, top - y, side, size)
-    return _rows(rgb.reshape(height, size * 3), taps).reshape(size, size, 3)
-
-
-def _transposed(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 4) to contiguous (W, H, 4), moving four bytes at a time."""
-    whole = pixels.view(np.uint32)[..., 0]
-    return np.ascontiguousarray(whole.T).view(np.uint8)
+    square = _rows(rgb.reshape(height, size * 3), taps).view(np.uint8)
+    square ^= 0x80
+    return square.reshape(size, size, 3)
 
 
 @lru_cache(maxsize=512)
@@ -61,26 +80,26 @@ def _taps(length: int, start: float, span: float, size: int) -> list[tuple[np.nd
     weight = np.where(t < 1, (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2)
     weight[(t >= 2) | (index < 0) | (index >= length)] = 0
     weight *= _ONE / weight.sum(1, keepdims=True)
-    whole = np.rint(weight).astype(np.int16)
-    # What rounding left over goes to the largest weight, so that a flat area keeps its level.
-    whole[np.arange(size), whole.argmax(1)] += (_ONE - whole.sum(1)).astype(np.int16)
+    # Rounding the running sum, so that the weights of an output add up to exactly _ONE.
+    whole = np.diff(np.rint(weight.cumsum(1)), prepend=0).astype(np.int16)
     index = index.clip(0, length - 1)
     used = [tap for tap in range(index.shape[1]) if whole[:, tap].any()]
     return [(index[:, tap].copy(), whole[:, tap, None].copy()) for tap in used]
 
 
 def _rows(rows: np.ndarray, taps: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Weighted sums of rows: uint8 (n, m) to uint8 (size, m)."""
-    shifted = np.subtract(rows, 128, dtype=np.int16)
-    index, weight = taps[0]
-    total = shifted.take(index, 0)
+    """Weighted sums of rows: int8 (n, m) to int8 (size, m)."""
+    wide = scratch("wide", rows.shape, np.int16)
+    wide[...] = rows
+    (index, weight), *others = taps
+    shape = (len(index), rows.shape[1])
+    total, part = scratch("total", shape, np.int16), scratch("part", shape, np.int16)
+    wide.take(index, 0, out=total, mode="clip")
     total *= weight
-    part = np.empty_like(total)
-    for index, weight in taps[1:]:
-        shifted.take(index, 0, out=part, mode="clip")
+    for index, weight in others:
+        wide.take(index, 0, out=part, mode="clip")
         part *= weight
         total += part
     total += _ONE // 2
     total >>= _BITS
-    total += 128
-    return total.clip(0, 255, out=total).astype(np.uint8)
+    return total.clip(-128, 127, out=total).astype(np.int8)

@@ -1,6 +1,7 @@
 """The named statistics: one SQL file each in `queries/`, over the views of the catalog."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 
 import duckdb
@@ -34,7 +35,8 @@ def named(
     for name in NAMES:
         sql = query(name)
         wanted = {k: v for k, v in {"run": run, "mix": mix}.items() if f"${k}" in sql}
-        table = _show(connection.sql(sql, params=wanted))
+        with _refusing():
+            table = _show(connection.sql(sql, params=wanted))
         if table:
             title = sql.splitlines()[0].removeprefix("-- ")
             yield f"{name}: {title}", table
@@ -42,21 +44,28 @@ def named(
 
 def answer(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     """The answer to any SQL, as a table; raises UserError where DuckDB refuses it."""
-    try:
+    with _refusing():
         relation = connection.sql(sql)
+        return "" if relation is None else _show(relation) or "no rows"
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
     except duckdb.Error as e:
         raise UserError(
             f"SQL: {' '.join(str(e).split())}", "make sql OUT=... lists the views"
         ) from e
-    return "" if relation is None else _show(relation) or "no rows"
 
 
 def _show(relation: duckdb.DuckDBPyRelation) -> str:
     """Rows with aligned columns, numbers to the right, nothing where there are none."""
-    names = relation.columns
-    rows = [[_cell(v) for v in row] for row in relation.limit(_MAX_ROWS).fetchall()]
+    names = [_cell(name) for name in relation.columns]
+    rows = [[_cell(v) for v in row] for row in relation.limit(_MAX_ROWS + 1).fetchall()]
     if not rows:
         return ""
+    more, rows = rows[_MAX_ROWS:], rows[:_MAX_ROWS]
     numeric = [str(t) not in ("VARCHAR", "JSON", "BOOLEAN") for t in relation.types]
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     lines = [
@@ -66,6 +75,8 @@ def _show(relation: duckdb.DuckDBPyRelation) -> str:
         ).rstrip()
         for row in [names, ["-" * width for width in widths], *rows]
     ]
+    if more:
+        lines.append(f"(the first {_MAX_ROWS} rows)")
     return "\n".join(lines)
 
 

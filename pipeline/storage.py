@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -36,7 +37,7 @@ def is_local(url: str) -> bool:
 
 
 def join(base: str, *parts: str) -> str:
-    return "/".join([base.rstrip("/") or "/", *parts]) if parts else base
+    return "/".join([base.removesuffix("/"), *parts]) if parts else base
 
 
 def absolute(url: str) -> str:
@@ -54,6 +55,16 @@ def public(url: str) -> str:
     if url.startswith("abfs"):  # abfs://container@account
         return url
     return re.sub("(?<=://)[^/]*@", "", url)
+
+
+def scrub(text: str, url: str) -> str:
+    """The text with every mention of a URL, or of what is secret in it, made public."""
+    parts = urlsplit(url)
+    text = text.replace(url, public(url))
+    secrets = [parts.query, parts.netloc.rpartition("@")[0], parts.password]
+    for secret in secrets if not is_local(url) else []:
+        text = text.replace(secret, "***") if secret else text
+    return text
 
 
 def open_read(url: str) -> IO[bytes]:
@@ -90,7 +101,8 @@ def list_files(folder: str, suffix: str) -> list[str]:
         found = [str(p) for p in Path(folder).glob("*" + suffix)] if Path(folder).is_dir() else []
     else:
         fs, path = url_to_fs(folder)
-        found = [fs.unstrip_protocol(p) for p in fs.glob(join(path, "*" + suffix))]
+        names = fs.ls(path, detail=False) if fs.isdir(path) else []
+        found = [fs.unstrip_protocol(name) for name in names if name.endswith(suffix)]
     return sorted(f for f in found if not f.rsplit("/", 1)[-1].startswith("."))
 
 

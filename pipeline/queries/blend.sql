@@ -1,4 +1,4 @@
--- realised blend: which source each training sample's caption comes from
+-- which source each training sample's caption comes from
 SELECT run AS mix, source, samples,
        round(samples / sum(samples) OVER (PARTITION BY run), 4) AS share
 FROM (SELECT run, caption_source AS source, count(*) AS samples

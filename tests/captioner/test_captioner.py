@@ -131,8 +131,15 @@ def test_thresholds_and_settings_are_used(tiny, captioner):
             CocaCaptioner("tiny", tiny, decode=decode)
     with pytest.raises(UserError, match="writes no 'haiku'"):
         captioner.caption(crops, ["a", "b"], ["haiku"])
-    with pytest.raises(UserError, match="precision 'int4'"):
-        CocaCaptioner("tiny", tiny, precision="int4")
+    for places, message in (
+        ({"precision": "int4"}, "precision 'int4'"),
+        ({"device": "toaster"}, "device 'toaster'"),
+        ({"device": "cuda:99"}, "no GPU is visible"),
+    ):
+        if "GPU" in message and torch.cuda.is_available():
+            continue
+        with pytest.raises(UserError, match=message):
+            load_captioner("no/such/captioner", **places)
     with pytest.raises(UserError, match="max_tokens=0"):
         DecodeSettings(max_tokens=0)
 

@@ -76,7 +76,7 @@ def test_other_published_architectures(architecture):
     writer = make_writer(model, config)
     caches = Caches(writer, tokens, 10)
     for t in range(10):
-        logits = writer.step(ids[:, t], torch.tensor([t]), caches, t + 1)
+        logits = writer.step(ids[:, t], torch.tensor([t]), caches)
         assert (logits - expected[:, t])[ids[:, t] != 0].abs().le(1e-4).all()
 
 

@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -225,3 +227,21 @@ def test_on_ray_as_users_type_it(raw, tmp_path, captioner):
     assert digest(tmp_path / "ray") == digest(tmp_path / "inline")
     shutil.move(tmp_path / "ray", tmp_path / "moved")
     assert run("stats", out=tmp_path / "moved") == 0
+
+
+def test_interrupted_it_says_how_to_go_on(tmp_path, captioner):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for i in range(4):
+        shards.write_tar(raw / f"{i:05d}.tar", shards.pairs(150, start=150 * i))
+    command = [sys.executable, "-m", "jobs", "caption", "--shards", str(raw), "--run", "first"]
+    command += ["--out", str(tmp_path / "out"), "--captioner", captioner, "--executor", "inline"]
+    job = subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out").glob("captions/first/*.parquet")):
+        assert job.poll() is None
+        time.sleep(0.05)
+    job.send_signal(signal.SIGINT)
+    _, error = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert re.search(r"stopped after [1-3] of 4 shards; run the same command to go on", error)
+    assert "Traceback" not in error

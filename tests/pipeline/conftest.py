@@ -1,5 +1,6 @@
 """Fixtures of the pipeline's tests: folders here and in an object store, and the real data."""
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +17,9 @@ def out(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(request: pytest.FixtureRequest) -> Iterator[str]:
+def store() -> Iterator[str]:
     """The URL of an empty folder in fsspec's memory, the object store that every machine has."""
-    url = f"memory:///{request.node.name}"
+    url = f"memory:///bucket-{uuid.uuid4().hex}"
     fs = fsspec.filesystem("memory")
     yield url
     if fs.exists(url):
