@@ -11,39 +11,46 @@ import io
 import logging
 import math
 import re
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipeline import jpeg
-from pipeline.pixels import UPRIGHT, is_grey, middle_square, orientation_of, to_array, turned
+from pipeline.limits import (
+    FORMATS,
+    IMAGE_REASONS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    BadImage,
+    check_size,
+    refusing,
+    room,
+)
+from pipeline.pixels import UPRIGHT, is_grey, middle_square, orientation_of, to_array
 from pipeline.resample import resample_square, scratch
 
-# Every reason for which an image is refused.
-IMAGE_REASONS = (
-    "empty",  # no bytes at all
-    "too_many_bytes",  # more than MAX_BYTES
-    "too_many_pixels",  # more than MAX_PIXELS, or a side above MAX_SIDE
-    "not_an_image",  # none of FORMATS
-    "truncated",  # the file ends before its pixels do
-    "undecodable",  # the header is readable, but the rest is corrupt or of an unsupported kind
-)
-MAX_BYTES = 100 * 2**20
-MAX_PIXELS = 89_478_485  # Pillow's own line between a large picture and a bomb
-MAX_SIDE = 65_500  # the largest side that libjpeg writes
-
-# Formats with a signature that Pillow decodes by itself. Left out are EPS and WMF (they run or
-# call other programs), TGA (it has no signature, so that any bytes may pass as one), containers
-# whose frames are other files, and what the web does not carry.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "PSD")
+__all__ = [
+    "IMAGE_REASONS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "PREPROCESSING",
+    "BadImage",
+    "ImageInfo",
+    "TrainingJpeg",
+    "decode",
+    "probe",
+    "square_crop",
+    "training_jpeg",
+]
 
 PREPROCESSING = (
     "rgb8 upright, alpha on white, icc ignored, jpeg decoded at the smallest n/8 DCT scale that"
@@ -54,11 +61,7 @@ JPEG_QUALITY = 95
 # Frame markers: baseline, extended and progressive, by Huffman and by arithmetic coding.
 _DCT_CODED = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 
-# A decoder whose estimated need is above this waits for the others like it, so that four threads
-# stay below 2 GB on the worst files that pass the caps (one such file alone takes about 1.1 GB).
-_BIG_BYTES = 128 * 2**20
 _PILLOW_BYTES = 13  # per pixel: RGBA, RGB in Pillow's four bytes, alpha, and the array
-_BIG = threading.RLock()
 
 # A failure is told by its reason, and a dubious file that decodes is of no interest: Pillow's
 # warnings and log lines would only fill the terminals of workers. Set once, for this process.
@@ -86,20 +89,6 @@ _UNTIDY = re.compile(
     "extraneous bytes|bad icc|jfif revision|adobe color|invalid sos|premature end of jpeg", re.I
 )
 _BEFORE_EOI = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-_TRUNCATED = re.compile(r"truncat|not enough|premature end|unexpected end", re.I)
-
-
-class BadImage(Exception):
-    """The bytes are no image we accept: `reason` is one of IMAGE_REASONS, `detail` is for people."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        assert reason in IMAGE_REASONS, reason
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple:
-        return BadImage, (self.reason, self.detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,40 +112,37 @@ class TrainingJpeg:
     reencoded: bool
 
 
+@refusing
 def probe(data: bytes) -> ImageInfo:
     """Read format, size, orientation and mode from the header alone; raises BadImage."""
-    with _refusing(data):
-        head = _jpeg_header(data)
-        if head:
-            orientation = head.orientation
-            mode = {1: "L", 3: "RGB", 4: "CMYK"}.get(head.components, "?")
-            kind, width, height = "JPEG", head.width, head.height
-        else:
-            image = _open(data)
-            orientation, mode = orientation_of(image, data), image.mode
-            kind, width, height = image.format or "?", image.width, image.height
-        if orientation >= 5:
-            width, height = height, width
-        return ImageInfo(kind, width, height, orientation, mode)
+    head = _jpeg_header(data)
+    if head:
+        orientation = head.orientation
+        mode = {1: "L", 3: "RGB", 4: "CMYK"}.get(head.components, "?")
+        kind, width, height = "JPEG", head.width, head.height
+    else:
+        image = _open(data)
+        orientation, mode = orientation_of(image, data), image.mode
+        kind, width, height = image.format or "?", image.width, image.height
+    if orientation >= 5:
+        width, height = height, width
+    return ImageInfo(kind, width, height, orientation, mode)
 
 
+@refusing
 def decode(data: bytes, min_side: int = 0) -> np.ndarray:
     """Decode to upright RGB: uint8 (H, W, 3), contiguous; raises BadImage.
 
     Transparency is laid on white; palettes, CMYK and LAB are converted; 16 bits and floats are
-    scaled to 8 bits (see pixels.to_array); of an animation it is the first frame; ICC profiles are not
-    applied. With `min_side` > 0 a JPEG may come out at n/8 of its size, as long as its shorter
+    scaled to 8 bits (see pixels.to_array); of an animation it is the first frame; ICC profiles are
+    not applied. With `min_side` > 0 a JPEG may come out at n/8 of its size, as long as its shorter
     side does not fall below min_side.
     """
-    with _refusing(data):
-        head = _jpeg_header(data)
-        pixels = _jpeg_pixels(data, head, "RGB", min_side) if head else None
-        if head and pixels is not None:
-            return np.ascontiguousarray(UPRIGHT[head.orientation](pixels))
-        image = _open(data)
-        with _room(image, _PILLOW_BYTES):
-            upright = UPRIGHT[orientation_of(image, data)]
-            return np.ascontiguousarray(upright(to_array(image)))
+    head = _jpeg_header(data)
+    pixels = _jpeg_pixels(data, head, "RGB", min_side) if head else None
+    if head and pixels is not None:
+        return np.ascontiguousarray(UPRIGHT[head.orientation](pixels))
+    return _by_pillow(data, to_array)
 
 
 def square_crop(data: bytes, size: int) -> np.ndarray:
@@ -164,26 +150,29 @@ def square_crop(data: bytes, size: int) -> np.ndarray:
 
     The shortest side is resized to `size` pixels and the middle of the other side is kept, in one
     step: only the middle square is resampled, with its true neighbours at the edges. The picture
-    is the one that Pillow's `resize(..., BICUBIC, box=square)` gives, up to about one grey level:
-    a JPEG above `size` is reduced by the decoder first, as far as the size allows.
+    is the one that Pillow's `resize(..., BICUBIC, box=square)` gives, up to two grey levels in the
+    mean: a JPEG above `size` is reduced by the decoder first, as far as the size allows.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    with _refusing(data):
-        head = _jpeg_header(data)
-        pixels = _jpeg_pixels(data, head, "RGBX", size, reuse=True) if head else None
-        if head and pixels is not None:
-            side = min(head.width, head.height)
-            # The scale from the exact factor, not from the sizes: those were rounded up.
-            scale = _dct_scale(head, pixels.shape)
-            left, top = (head.width - side) / 2 * scale, (head.height - side) / 2 * scale
-            square = resample_square(pixels, left, top, side * scale, size)
-            return np.ascontiguousarray(UPRIGHT[head.orientation](square))
-        image = _open(data)
-        with _room(image, _PILLOW_BYTES):
-            return np.array(turned(middle_square(image, size), orientation_of(image, data)))
+    return _square_crop(data, size)
 
 
+@refusing
+def _square_crop(data: bytes, size: int) -> np.ndarray:
+    head = _jpeg_header(data)
+    pixels = _jpeg_pixels(data, head, "RGBX", size, reuse=True) if head else None
+    if head and pixels is not None:
+        side = min(head.width, head.height)
+        # The scale from the exact factor, not from the sizes: those were rounded up.
+        scale = _dct_scale(head, pixels.shape)
+        left, top = (head.width - side) / 2 * scale, (head.height - side) / 2 * scale
+        square = resample_square(pixels, left, top, side * scale, size)
+        return np.ascontiguousarray(UPRIGHT[head.orientation](square))
+    return _by_pillow(data, lambda image: middle_square(image, size))
+
+
+@refusing
 def training_jpeg(data: bytes, max_side: int = 0, check: bool = True) -> TrainingJpeg:
     """Make the bytes that a training shard holds: an upright RGB or grey JPEG; raises BadImage.
 
@@ -193,65 +182,23 @@ def training_jpeg(data: bytes, max_side: int = 0, check: bool = True) -> Trainin
     the longer side is above it, the image is resized. `check` proves that original bytes decode;
     leave it out only where decode() or square_crop() has already accepted them.
     """
-    with _refusing(data):
-        head = _jpeg_header(data)
-        if head and head.orientation == 1 and _is_plain(head) and not _above(head, max_side):
-            if check and _jpeg_pixels(data, head, _colorspace(head), 1) is None:
-                with _room(head, _PILLOW_BYTES):
-                    _open(data).load()
-            return TrainingJpeg(jpeg.strip(data), head.width, head.height, reencoded=False)
-        with _room(head or _open(data), _PILLOW_BYTES):
-            image, icc = _training_image(data, head)
-            if max_side and max(image.size) > max_side:
-                scale = max_side / max(image.size)
-                size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-                image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-            file = io.BytesIO()
-            image.info = {}  # Pillow would copy a comment that it finds here
-            image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, icc_profile=icc)
-            return TrainingJpeg(file.getvalue(), *image.size, reencoded=True)
-
-
-# --- refusing ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _refusing(data: bytes) -> Iterator[None]:
-    """Check the size in bytes, then turn whatever a decoder raises into BadImage."""
-    if not data:
-        raise BadImage("empty")
-    if len(data) > MAX_BYTES:
-        raise BadImage("too_many_bytes", f"{len(data)} bytes")
-    try:
-        yield
-    except BadImage:
-        raise
-    except jpeg.MalformedJpeg as error:
-        raise BadImage(error.reason, error.detail) from error
-    except Image.DecompressionBombError as error:
-        raise BadImage("too_many_pixels", str(error)) from error
-    except UnidentifiedImageError as error:
-        # Pillow says this also where a decoder of the right format gave up in the header.
-        if any(accept(data[:16]) is True for _, accept in map(Image.OPEN.get, FORMATS)):
-            raise BadImage("undecodable", "header cannot be read") from error
-        raise BadImage("not_an_image", "no known signature") from error
-    except Exception as error:
-        # Decoders meet hostile bytes with nearly every exception there is, MemoryError included.
-        reason = "truncated" if _TRUNCATED.search(str(error)) else "undecodable"
-        raise BadImage(reason, f"{type(error).__name__}: {error}"[:200]) from error
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise BadImage("too_many_pixels", f"{width} x {height}")
-
-
-@contextmanager
-def _room(source: jpeg.Header | Image.Image, bytes_per_pixel: float) -> Iterator[None]:
-    """Wait until nothing else that is big is being decoded, if this is."""
-    big = source.width * source.height * bytes_per_pixel > _BIG_BYTES
-    with _BIG if big else nullcontext():
-        yield
+    head = _jpeg_header(data)
+    if head and head.orientation == 1 and _is_plain(head) and not _above(head, max_side):
+        if check and _jpeg_pixels(data, head, _colorspace(head), 1, reuse=True) is None:
+            _by_pillow(data, to_array)
+        return TrainingJpeg(jpeg.strip(data), head.width, head.height, reencoded=False)
+    size = head or _open(data)
+    with room(size.width * size.height * _PILLOW_BYTES):
+        pixels, icc = _training_pixels(data, head)
+        image = Image.fromarray(pixels)
+        del pixels
+        if max_side and max(image.size) > max_side:
+            scale = max_side / max(image.size)
+            sides = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            image = image.resize(sides, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, icc_profile=icc)
+        return TrainingJpeg(file.getvalue(), *image.size, reencoded=True)
 
 
 # --- JPEG, by simplejpeg -------------------------------------------------------------------------
@@ -262,7 +209,7 @@ def _jpeg_header(data: bytes) -> jpeg.Header | None:
     if data[:3] != b"\xff\xd8\xff":
         return None
     head = jpeg.header(data)
-    _check_size(head.width, head.height)
+    check_size(head.width, head.height)
     if head.progressive and jpeg.count_scans(data) > jpeg.MAX_SCANS:
         raise BadImage("undecodable", f"more than {jpeg.MAX_SCANS} scans")
     return head
@@ -286,7 +233,8 @@ def _jpeg_pixels(
         min_side = 0
     scale = math.ceil(8 * min_side / shorter) / 8 if min_side > 0 else 1.0
     # A progressive picture keeps all its coefficients until the last scan.
-    with _room(head, 4 * scale * scale + 2 * head.components * head.progressive):
+    per_pixel = 4 * scale * scale + 2 * head.components * head.progressive
+    with room(head.width * head.height * per_pixel):
         if head.components not in (1, 3):
             _decode_strictly(data, head, "CMYK", 1)  # Pillow would pass damaged pixels
             return None
@@ -357,31 +305,40 @@ def _open(data: bytes) -> Image.Image:
     if data[:4] == b"\x00\x00\x01\x00":
         # Pillow decodes an icon at once, and what is in it may be larger than its directory says.
         for found in re.finditer(rb"\x89PNG\r\n\x1a\n....IHDR(....)(....)", data, re.DOTALL):
-            _check_size(int.from_bytes(found[1], "big"), int.from_bytes(found[2], "big"))
-        with _BIG:
+            check_size(int.from_bytes(found[1], "big"), int.from_bytes(found[2], "big"))
+        with room(math.inf):
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     else:
         if data[:2] == b"\xff\xd8" and not jpeg.ends(data):
             data += b"\xff\xd9"  # Pillow insists on it, even where all pixels are there
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    _check_size(image.width, image.height)
+    check_size(image.width, image.height)
     return image
 
 
-def _training_image(data: bytes, head: jpeg.Header | None) -> tuple[Image.Image, bytes | None]:
-    """Upright image in mode RGB or L, and the ICC profile where it still fits."""
+def _by_pillow(data: bytes, make: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """What `make` makes of the opened image, turned upright."""
+    image = _open(data)
+    upright = UPRIGHT[orientation_of(image, data)]
+    with room(image.width * image.height * _PILLOW_BYTES):
+        made = np.ascontiguousarray(upright(make(image)))
+        del image  # here, so that who comes next finds its memory free
+    return made
+
+
+def _training_pixels(data: bytes, head: jpeg.Header | None) -> tuple[np.ndarray, bytes | None]:
+    """Upright pixels, (H, W, 3) or grey (H, W), and the ICC profile where it still fits."""
     pixels = _jpeg_pixels(data, head, _colorspace(head), 0) if head else None
     if head and pixels is not None:
-        grey, orientation, icc = head.components == 1, head.orientation, jpeg.icc_profile(data)
+        grey, icc = head.components == 1, jpeg.icc_profile(data)
+        pixels = UPRIGHT[head.orientation](pixels)
     else:
         source = _open(data)
-        grey, orientation = is_grey(source), orientation_of(source, data)
-        icc = source.info.get("icc_profile")
-        pixels = to_array(source)
-    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if grey else pixels)
+        grey, icc = is_grey(source), source.info.get("icc_profile")
+        pixels = _by_pillow(data, to_array)
     # A profile names the colour space of the pixels it is meant for in bytes 16 to 19.
     fits = isinstance(icc, bytes) and icc[16:20] == (b"GRAY" if grey else b"RGB ")
-    return turned(image, orientation), icc if fits else None
+    return np.ascontiguousarray(pixels[..., 0] if grey else pixels), icc if fits else None
 
 
 def _colorspace(head: jpeg.Header) -> str:

@@ -9,15 +9,6 @@ from PIL import Image
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 _ORIENTATION = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # From pixels as stored, (H, W, C), to upright ones, by EXIF orientation; a view.
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
@@ -49,7 +40,7 @@ def orientation_of(image: Image.Image, data: bytes) -> int:
     except Exception:
         # Metadata that cannot be read are no reason to lose a picture that can.
         return 1
-    return value if value in _TRANSPOSE else 1
+    return value if value in UPRIGHT else 1
 
 
 def _late_exif(png: bytes) -> bytes:
@@ -58,11 +49,6 @@ def _late_exif(png: bytes) -> bytes:
     if at < 0 or png[at + 4 : at + 6] not in (b"II", b"MM"):
         return b""
     return png[at + 4 : at + 4 + int.from_bytes(png[at - 4 : at], "big")]
-
-
-def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """The image upright."""
-    return image.transpose(_TRANSPOSE[orientation]) if orientation > 1 else image
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -93,8 +79,8 @@ def to_array(image: Image.Image, box: Box | None = None) -> np.ndarray:
     return out
 
 
-def middle_square(image: Image.Image, size: int) -> Image.Image:
-    """The middle square as RGB at size x size, as stored, antialiased bicubic."""
+def middle_square(image: Image.Image, size: int) -> np.ndarray:
+    """The middle square as uint8 RGB (size, size, 3), as stored, antialiased bicubic."""
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     # The filter reaches two output pixels beyond the square.
@@ -104,7 +90,8 @@ def middle_square(image: Image.Image, size: int) -> Image.Image:
     bottom = min(image.height, math.ceil(top + side) + margin)
     rgb = Image.fromarray(to_array(image, (x, y, right, bottom)))
     square = (left - x, top - y, left - x + side, top - y + side)
-    return rgb.resize((size, size), Image.Resampling.BICUBIC, box=square, reducing_gap=3.0)
+    small = rgb.resize((size, size), Image.Resampling.BICUBIC, box=square, reducing_gap=3.0)
+    return np.array(small)
 
 
 def _bands(box: Box) -> Iterator[Box]:

@@ -52,7 +52,7 @@ def test_views_have_their_types_before_there_is_anything(tmp_path: Path, out: st
         assert types(fresh) == types(full)
         assert counts(full) == ROWS
         assert list(statistics.named(fresh)) == []
-    names = dict(types(catalog.connect(empty)))
+        names = types(fresh)
     assert [n for n, _ in names["captions"]] == ["run", "shard", *CAPTIONS.names]
     assert [n for n, _ in names["mix"]] == ["run", "shard", *MIX.names]
 

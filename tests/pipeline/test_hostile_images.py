@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -114,17 +115,14 @@ def test_ordinary_odd_images_have_the_pixels_that_pillow_gives_them():
     compared = 0
     for _, data in real.odd_images():
         try:
-            image = Image.open(io.BytesIO(data))
-            plain = image.mode in ("RGB", "L", "P", "1") and not image.has_transparency_data
-            expected = ImageOps.exif_transpose(image).convert("RGB") if plain else None
             ours = decode(data)
-        except (BadImage, OSError, ValueError, SyntaxError, IndexError, TypeError):
+        except BadImage:
             continue
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            continue
-        if expected is not None:
-            assert ours.shape[1::-1] == expected.size
-            assert np.abs(ours.astype(int) - np.asarray(expected)).mean() < 0.01
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        if image.mode in ("RGB", "L", "P", "1") and not image.has_transparency_data:
+            expected = np.asarray(image.convert("RGB"))
+            assert ours.shape == expected.shape
+            assert np.abs(ours.astype(int) - expected).mean() < 0.01
             compared += 1
     assert compared >= 150
 
@@ -349,7 +347,7 @@ def test_no_program_is_run(tmp_path, monkeypatch):
     ghostscript.chmod(ghostscript.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     eps = save("EPS")
-    with pytest.raises(OSError, match="."):
+    with suppress(OSError):
         Image.open(io.BytesIO(eps)).load()
     assert (tmp_path / "was-run").exists()  # Pillow would
     (tmp_path / "was-run").unlink()

@@ -219,11 +219,12 @@ def test_open_clips_choice_of_a_json_key(world: World):
 
 def test_duckdb_and_random_access(world: World):
     """The table has each member's place in the tar, so any sample is one read away."""
-    rows = duckdb.sql(
-        f"SELECT *, replace(filename, '.parquet', '.tar') AS tar "
-        f"FROM read_parquet('{world.made.run.folder}/*.parquet') ORDER BY filename, jpg_offset"
-    ).to_arrow_table()
-    rows = rows.to_pylist()
+    with duckdb.connect() as connection:
+        table = connection.sql(
+            f"SELECT *, replace(filename, '.parquet', '.tar') AS tar "
+            f"FROM read_parquet('{world.made.run.folder}/*.parquet') ORDER BY filename, jpg_offset"
+        ).to_arrow_table()
+    rows = table.to_pylist()
     assert len(rows) == sum(map(len, world.raw.values()))
     kept = [row for row in rows if row["status"] == "ok"]
     assert [row["uid"] for row in kept] == world.order

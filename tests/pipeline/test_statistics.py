@@ -1,8 +1,9 @@
 """The named statistics on captions small enough to count by hand, and answers to any SQL."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import duckdb
 import pyarrow as pa
 import pytest
 
@@ -12,6 +13,9 @@ from pipeline.errors import UserError
 from pipeline.runs import Run
 from pipeline.schemas import CAPTIONS, MIX
 from tests.support.shards import pairs, write_tar
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 def caption_row(key: int, short: str | None, long: str | None = None, **fields: object) -> dict:
@@ -71,8 +75,14 @@ def write(run: Run, shard: str, rows: list[dict], schema: pa.Schema) -> None:
     commit.write_sidecar(run.file(f"{shard}.parquet"), table, Record(shard, "", {}, {}, counts))
 
 
+@pytest.fixture
+def connection(counted: str) -> Iterator["duckdb.DuckDBPyConnection"]:
+    with catalog.connect(counted) as connected:
+        yield connected
+
+
 @pytest.fixture(scope="module")
-def connection(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConnection:
+def counted(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Run `r` over two shards, another run with one caption, mix `m` and another."""
     folder = tmp_path_factory.mktemp("statistics")
     out = str(folder / "out")
@@ -83,10 +93,10 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConne
     write(other, "00000", [caption_row(1, "one")], CAPTIONS)
     write(Run(out, "mix", "m", {}), "00000", MIXED, MIX)
     write(Run(out, "mix", "n", {}), "00000", [mixed_row(1, "original", "original")], MIX)
-    return catalog.connect(out)
+    return out
 
 
-def ask(connection: duckdb.DuckDBPyConnection, name: str, run: str = "r", mix: str = "m") -> list:
+def ask(connection: "duckdb.DuckDBPyConnection", name: str, run: str = "r", mix: str = "m") -> list:
     """The rows of a named statistic, less the first column where it is the run asked for."""
     sql = statistics.query(name)
     wanted = {k: v for k, v in {"run": run, "mix": mix}.items() if f"${k}" in sql}
@@ -142,7 +152,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", statistics.NAMES)
-def test_numbers_counted_by_hand(connection: duckdb.DuckDBPyConnection, name: str):
+def test_numbers_counted_by_hand(connection: "duckdb.DuckDBPyConnection", name: str):
     found = ask(connection, name)
     assert len(found) == len(EXPECTED[name])
     for row, wanted in zip(found, EXPECTED[name], strict=True):
@@ -151,7 +161,7 @@ def test_numbers_counted_by_hand(connection: duckdb.DuckDBPyConnection, name: st
 
 @pytest.mark.parametrize("name", statistics.NAMES)
 def test_without_a_name_every_run_counts_by_itself(
-    connection: duckdb.DuckDBPyConnection, name: str
+    connection: "duckdb.DuckDBPyConnection", name: str
 ):
     every = ask(connection, name, run="", mix="")
     assert [row for row in every if {"r", "m"} & set(row)] == ask(connection, name)
@@ -159,7 +169,7 @@ def test_without_a_name_every_run_counts_by_itself(
     assert ask(connection, name, run="nobody", mix="nobody") == []
 
 
-def test_named_statistics_are_readable_tables(connection: duckdb.DuckDBPyConnection):
+def test_named_statistics_are_readable_tables(connection: "duckdb.DuckDBPyConnection"):
     found = dict(statistics.named(connection, run="r", mix="m"))
     assert [title.split(":")[0] for title in found] == list(statistics.NAMES)
     table = found["blend: which source each training sample's caption comes from"]
@@ -189,7 +199,7 @@ def test_named_statistics_are_readable_tables(connection: duckdb.DuckDBPyConnect
         "SELECT '",
     ],
 )
-def test_wrong_sql_is_told_in_one_line(connection: duckdb.DuckDBPyConnection, sql: str):
+def test_wrong_sql_is_told_in_one_line(connection: "duckdb.DuckDBPyConnection", sql: str):
     with pytest.raises(UserError) as e:
         statistics.answer(connection, sql)
     assert str(e.value).startswith("SQL: ")
@@ -197,13 +207,16 @@ def test_wrong_sql_is_told_in_one_line(connection: duckdb.DuckDBPyConnection, sq
     assert statistics.answer(connection, "SELECT 42 AS n") == " n\n--\n42"
 
 
-def test_answers(connection: duckdb.DuckDBPyConnection):
+def test_answers(connection: "duckdb.DuckDBPyConnection"):
     def answer(sql: str) -> str:
         return statistics.answer(connection, sql)
 
     assert answer("SELECT 1 WHERE false") == "no rows"
     assert answer("") == ""
-    assert answer("SELECT 'a' AS x, NULL AS y, 0.123456::DOUBLE AS z;").splitlines()[2] == "a     0.1235"
+    assert (
+        answer("SELECT 'a' AS x, NULL AS y, 0.123456::DOUBLE AS z;").splitlines()[2]
+        == "a     0.1235"
+    )
     assert answer('SELECT chr(27) || chr(10) AS "a\x1bb"').split() == ["a.b", "---", ".."]
     assert answer("SELECT repeat('x', 500) AS t").splitlines()[2] == "x" * 157 + "..."
     many = answer("SELECT * FROM range(10001)").splitlines()
