@@ -1,5 +1,6 @@
 """The stage that captions: samples of a shard in, one row of captions for every sample out."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import pyarrow as pa
 from pipeline.images import BadImage
 from pipeline.prefetch import prefetch
 from pipeline.samples import Sample
-from pipeline.schemas import CAPTIONS, OK, STYLES
+from pipeline.schemas import CAPTIONS, OK, STYLES, table_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,11 +55,8 @@ class CaptionStage:
 
     def __call__(self, samples: Iterator[Sample]) -> pa.Table:
         """One row for every sample, in order; see `pipeline.schemas.CAPTIONS`."""
-        batches = [
-            pa.RecordBatch.from_pylist(self._rows(batch), schema=CAPTIONS)
-            for batch in self._batches(samples)
-        ]
-        return pa.Table.from_batches(batches, schema=CAPTIONS)
+        rows = itertools.chain.from_iterable(map(self._rows, self._batches(samples)))
+        return table_of(rows, CAPTIONS)
 
     def _batches(self, samples: Iterator[Sample]) -> Iterator[list[tuple]]:
         """Runs of (sample, crop or None) with `batch_size` crops each, less in the last."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
 import re
 import time
@@ -18,14 +17,13 @@ from pipeline.manifest import Shard
 from pipeline.reading import READING_REASONS, BadShard, ReadReport, read_samples
 from pipeline.runs import Run
 from pipeline.samples import Sample
-from pipeline.schemas import CAPTIONS, KEEP, MIX, OK, STYLES
+from pipeline.schemas import CAPTIONS, KEEP, MIX, OK, STYLES, table_of
 from pipeline.writing import ShardWriter
 
 KIND = "mix"
 SAMPLE_REASONS = (*images.IMAGE_REASONS, *READING_REASONS, "no_caption")
 """Why a sample is not in a mix, beside what a keep-list says (`not_kept` where it gives none)."""
 
-_ROWS_PER_BATCH = 1000
 _DIGITS = re.compile(r"[0-9]{1,32}\Z")
 
 
@@ -93,7 +91,7 @@ class MixWork:
         with storage.write_atomic(self.run.file(tar)) as part:
             with ShardWriter(part) as writer:
                 rows = self._rows(shard, read_samples(shard, report, lost), writer)
-                table = _table(rows)
+                table = table_of(rows, MIX)
             if OK in commit.tally(table)["status"]:
                 files[tar] = {"size": writer.size, "sha256": writer.sha256}
             else:
@@ -295,14 +293,6 @@ class _Sidecar:
         if row is not None and row["uid"] != uid:
             raise BadShard(f"{self._url} is out of step with its shard at {uid}: make it again")
         return row
-
-
-def _table(rows: Iterator[dict]) -> pa.Table:
-    """Rows as one table; the Python objects of only a few of them are alive at a time."""
-    batches = []
-    while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
-        batches.append(pa.RecordBatch.from_pylist(batch, schema=MIX))
-    return pa.Table.from_batches(batches, schema=MIX)
 
 
 def _realised(table: pa.Table) -> dict:

@@ -1,5 +1,8 @@
 """The columns of every table we write: one place, explicit types, the same in every shard."""
 
+import itertools
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 STYLES = ("short", "long")
@@ -91,3 +94,17 @@ MIX = pa.schema(
         *_VERDICT,
     ]
 )
+
+_ROWS_PER_BATCH = 1000
+
+
+def table_of(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:
+    """Rows as one table; the Python objects of only a few of them are alive at a time.
+
+    Few, large batches: Arrow holds some 50 KB per column of a batch, however short that is.
+    """
+    rows = iter(rows)
+    batches = []
+    while some := list(itertools.islice(rows, _ROWS_PER_BATCH)):
+        batches.append(pa.RecordBatch.from_pylist(some, schema=schema))
+    return pa.Table.from_batches(batches, schema=schema)

@@ -1,7 +1,6 @@
 """Images: the pixels are right whatever the format, mode or orientation; training bytes keep them."""
 
 import io
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from pipeline import jpeg
-from pipeline.images import BadImage, decode, probe, square_crop, training_jpeg
+from pipeline.images import decode, probe, square_crop, training_jpeg
 from tests.support import real
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -344,14 +343,3 @@ def test_emoji_on_white():
         ours = decode(path.read_bytes())
         assert np.abs(ours - expected).max() <= 1, path.name
         assert (ours[rgba[..., 3] == 0] == 255).all()
-
-
-def test_bad_image_travels_between_processes():
-    error = pickle.loads(pickle.dumps(BadImage("truncated", "at byte 7")))
-    assert (error.reason, error.detail, str(error)) == (
-        "truncated",
-        "at byte 7",
-        "truncated: at byte 7",
-    )
-    with pytest.raises(AssertionError):
-        BadImage("something_else")
