@@ -58,7 +58,7 @@ def run(config: Caption) -> "Summary":
     device = _device(config)
     urls = specs.expand(config.shards)
     storage.require_writable(out)
-    with storage.exclusive(out):
+    with storage.exclusive(out, wait=True):
         shards = manifest.register(out, urls)
     shards = limited(shards, config.limit)
     settings = {
@@ -92,7 +92,7 @@ def run(config: Caption) -> "Summary":
         gpu=device == "cuda",
     )
     if not config.dry_run:
-        with storage.exclusive(out):
+        with storage.exclusive(out, wait=True):
             manifest.learn(out, _learned(summary))
     return summary
 

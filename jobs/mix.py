@@ -106,7 +106,7 @@ def _planned(out: str, recipe: "Recipe", spec: str) -> "list[Shard]":
     names = {shard.name for shard in manifest.load(out)}
     if recipe.captions:
         names &= set(runs.require(out, "captions", recipe.captions)["shards"])
-    with storage.exclusive(out):
+    with storage.exclusive(out, wait=True):
         given = {s.name: s for s in manifest.register(out, specs.expand(spec))} if spec else {}
         known = [s.url for s in manifest.load(out) if s.name in names - given.keys()]
         shards = [*given.values(), *manifest.register(out, known)]

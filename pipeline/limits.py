@@ -74,6 +74,8 @@ def refusing(read: Callable[Concatenate[bytes, P], R]) -> Callable[Concatenate[b
             raise BadImage("too_many_bytes", f"{len(data)} bytes")
         try:
             return read(data, *args, **kwargs)
+        except (NameError, ImportError):
+            raise  # a bug of ours, or a broken installation: no fault of the file
         except Exception as error:
             # Decoders meet hostile bytes with nearly every exception there is, and MemoryError.
             reason, detail = _verdict(error, data)

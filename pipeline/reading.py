@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from pipeline import storage
+from pipeline.limits import MAX_BYTES
 from pipeline.manifest import Shard
 from pipeline.samples import Sample, uid_of
 
@@ -23,12 +24,16 @@ IMAGE_SUFFIXES = (
 READING_REASONS = ("no_image", "empty", "too_many_bytes", "killed_worker")
 """Why a sample comes without its image; what decoding finds is in `pipeline.images`."""
 
-MAX_IMAGE_BYTES = 128 << 20
 MAX_TEXT_BYTES = 1 << 16
 MAX_JSON_BYTES = 1 << 20
 MAX_JSON_DEPTH = 64
 MAX_MEMBERS_PER_KEY = 64
 _READ_BYTES = 1 << 20
+_MAX_EXTENSION_BYTES = 1 << 20
+_EXTENSIONS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset: up to the first dot of the name
 
 
@@ -124,7 +129,17 @@ class _Hashing:
 
 
 class _Header(tarfile.TarInfo):
-    """tarfile ends silently at a damaged or missing header; this notes which it was."""
+    """tarfile ends silently at a damaged or missing header; this notes which it was.
+
+    It also refuses a long name or PAX block of absurd size, which tarfile would read at once.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENSIONS and header.size > _MAX_EXTENSION_BYTES:
+            raise tarfile.InvalidHeaderError(f"a name or extension of {header.size} bytes")
+        return header
 
     @classmethod
     def fromtarfile(cls, tar: "_Tar") -> tarfile.TarInfo:
@@ -191,7 +206,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> byte
     """The bytes of a member that we use, None where it is over its limit."""
     last = suffix.rsplit(".", 1)[-1]
     limits = {"txt": MAX_TEXT_BYTES, "json": MAX_JSON_BYTES}
-    limit = limits.get(suffix, MAX_IMAGE_BYTES if last in IMAGE_SUFFIXES else 0)
+    limit = limits.get(suffix, MAX_BYTES if last in IMAGE_SUFFIXES else 0)
     if limit == 0:
         return b""
     if member.size > limit:

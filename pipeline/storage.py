@@ -171,11 +171,12 @@ def remove_temporaries(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: str) -> Iterator[None]:
-    """Holds a local folder for one job; UserError where another job holds it.
+def exclusive(folder: str, *, wait: bool = False) -> Iterator[None]:
+    """Holds a local folder for one job; UserError where another job holds it, unless it may wait.
 
-    The lock is the kernel's, so it goes with the process, however that ends. Object stores have
-    no such lock: there, two jobs on one run do the same work twice and write the same bytes.
+    The lock is the kernel's, so it goes with the process, however that ends. Object stores and
+    some network file systems have no such lock: there, two jobs on one run do the same work
+    twice and write the same bytes.
     """
     if not is_local(folder):
         yield
@@ -186,11 +187,14 @@ def exclusive(folder: str) -> Iterator[None]:
         raise cannot_write(folder, e) from e
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"{folder} is being written by another job", "wait for it, or give another RUN"
             ) from None
+        except OSError as e:
+            if e.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
         yield
 
 

@@ -176,3 +176,8 @@ def test_bad_image_travels_between_processes():
     )
     with pytest.raises(AssertionError):
         BadImage("something_else")
+
+
+def test_a_bug_of_ours_is_no_bad_image():
+    with pytest.raises(NameError):
+        limits.refusing(lambda data: nowhere_defined)(b"bytes")  # noqa: F821

@@ -187,7 +187,7 @@ def test_which_member_is_the_image(tmp_path: Path):
 
 
 def test_oversized_images_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reading, "MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr(reading, "MAX_BYTES", 1000)
     samples = [("0", {"jpg": bytes(1001), "txt": b"big"}), ("1", {"jpg": bytes(1000)})]
     big, fits = read(write_tar(tmp_path / "x.tar", samples))
     assert (big.image, big.reason, big.text) == (b"", "too_many_bytes", "big")

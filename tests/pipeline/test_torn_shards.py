@@ -209,3 +209,15 @@ def test_a_torn_shard_gives_its_whole_samples_before_it_is_refused(whole: str, t
         for sample in read_samples(shard_of(torn)):
             seen.append(sample.key)
     assert seen == [key for key, _ in pairs(1)]
+
+
+@pytest.mark.parametrize("kind", [b"L", b"x"])
+def test_an_extension_header_of_absurd_size_is_refused_unread(kind, tmp_path):
+    header = tarfile.TarInfo("long")
+    header.type, header.size = kind, 1 << 30
+    path = tmp_path / "00000.tar"
+    with path.open("wb") as f:
+        f.write(header.tobuf(tarfile.USTAR_FORMAT))
+        f.truncate(1 << 30)  # a sparse file: a gigabyte that takes no room
+    with pytest.raises(BadShard, match="torn"):
+        list(read_samples(Shard("00000", str(path), path.stat().st_size)))
