@@ -87,13 +87,13 @@ class CaptionStage:
         return replace(sample, image=b""), crop
 
     def _rows(self, batch: list[tuple]) -> list[dict]:
-        seen = [(sample.uid, crop) for sample, crop in batch if crop is not None]
-        captions: dict[str, dict[str, Caption]] = {}
+        seen = [(sample, crop) for sample, crop in batch if crop is not None]
+        captions: dict[int, dict[str, Caption]] = {}
         if seen:
-            uids, crops = zip(*seen, strict=True)
+            crops, uids = [crop for _, crop in seen], [sample.uid for sample, _ in seen]
             said = self._loaded.caption(crops, uids, self.styles)
-            captions = dict(zip(uids, said, strict=True))
-        return [_row(sample, captions.get(sample.uid), self.styles) for sample, _ in batch]
+            captions = {s.index: c for (s, _), c in zip(seen, said, strict=True)}
+        return [_row(sample, captions.get(sample.index), self.styles) for sample, _ in batch]
 
 
 def _row(

@@ -4,12 +4,20 @@ import importlib
 import sys
 
 VERBS = {
-    "recaption": ("jobs.recaption", "Recaption", "caption shards, mix training shards, print statistics"),
+    "recaption": (
+        "jobs.recaption",
+        "Recaption",
+        "caption shards, mix training shards, print statistics",
+    ),
     "caption": ("jobs.caption", "Caption", "write short and descriptive captions of every image"),
     "mix": ("jobs.mix", "Mix", "blend captions and write training shards"),
     "stats": ("jobs.stats", "Stats", "print statistics of captions and blends, or answer SQL"),
     "sql": ("jobs.sql", "Sql", "a SQL prompt over the catalog"),
-    "calibrate": ("jobs.calibrate", "Calibrate", "measure when a captioner's captions are off the image"),
+    "calibrate": (
+        "jobs.calibrate",
+        "Calibrate",
+        "measure when a captioner's captions are off the image",
+    ),
 }
 
 
@@ -23,23 +31,18 @@ def main(arguments: list[str]) -> int:
         print(f"error: {verb!r} is no verb\n\n{_help()}", file=sys.stderr)
         return 2
     module_name, config_name, _ = VERBS[verb]
+    module = importlib.import_module(module_name)
+    return _run(module, getattr(module, config_name), f"python -m jobs {verb}", rest)
+
+
+def _run(module: object, config: type, program: str, arguments: list[str]) -> int:
     import tyro
 
-    module = importlib.import_module(module_name)
-    config = tyro.cli(
-        getattr(module, config_name),
-        prog=f"python -m jobs {verb}",
-        args=rest,
-    )
-    return _run(module, config)
-
-
-def _run(module: object, config: object) -> int:
     from jobs.job import Stopped, complain
     from pipeline.errors import UserError
 
     try:
-        result = module.run(config)
+        result = module.run(tyro.cli(config, prog=program, args=arguments))
     except UserError as e:
         complain(f"error: {e.message}" + (f"\n  try: {e.hint}" if e.hint else ""))
         return 2
@@ -72,8 +75,13 @@ def _help() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {verb:{width}}  {what}" for verb, (_, _, what) in VERBS.items()]
     return "\n".join(
-        ["usage: python -m jobs <verb> [--flag value ...]", "", *lines, "",
-         "python -m jobs <verb> --help lists the flags of a verb."]
+        [
+            "usage: python -m jobs <verb> [--flag value ...]",
+            "",
+            *lines,
+            "",
+            "python -m jobs <verb> --help lists the flags of a verb.",
+        ]
     )
 
 

@@ -33,24 +33,28 @@ def print_summary(run: Run, summary: Summary, seconds: float) -> None:
     """The accounting table; every sample that came in is in one of its numbers."""
     status = summary.totals.get("status", Counter())
     print(f"{run.kind} {run.name}")
-    new = len(summary.records) - summary.reused
     print(
-        f"  shards    {summary.planned} planned = {new} done now in {seconds:.1f} s"
+        f"  shards    {summary.planned} planned = {summary.fresh} done now in {seconds:.1f} s"
         f" + {summary.reused} done before"
         f" + {summary.planned - len(summary.records) - len(summary.failed)} not reached"
         f" + {len(summary.failed)} failed"
     )
     reasons = summary.totals.get("reason", Counter())
-    lost = {r: n for r, n in reasons.most_common()}
-    verdicts = [f"{status[OK]} ok", *(f"{n} {reason}" for reason, n in lost.items())]
+    verdicts = [f"{status[OK]} ok", *(f"{n} {r}" for r, n in reasons.most_common())]
     print(f"  samples   {summary.samples} in = {' + '.join(verdicts)}")
-    if summary.samples != status[OK] + sum(lost.values()):
+    if summary.samples != status[OK] + reasons.total():
         raise RuntimeError(f"{run.folder}: the accounting does not add up: {summary.totals}")
     for column, counts in summary.totals.items():
         if column in ("status", "reason"):
             continue
         line = "  ".join(f"{value} {n}" for value, n in counts.most_common())
-        print(f"  {column.removesuffix('_status'):9} {line}" if line else "", end="\n" if line else "")
+        print(
+            f"  {column.removesuffix('_status'):9} {line}" if line else "", end="\n" if line else ""
+        )
+    if len(summary.environments) > 1:
+        print("  note      its shards were written in different environments:")
+        for environment, shards in summary.environments.most_common():
+            print(f"            {shards} shards in {environment}")
     for name, outcome in sorted(summary.failed.items())[:_MOST_FAILED_SHARDS]:
         print(f"  FAILED    {name}: {outcome.message}")
     if len(summary.failed) > _MOST_FAILED_SHARDS:

@@ -1,5 +1,6 @@
 """calibrate: measures when a captioner's captions are off the image, and saves it with the answer."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,7 +27,7 @@ def run(config: Calibrate) -> None:
     """Writes the captioner's directory. Raises UserError where there are too few images."""
     import torch
 
-    from captioner.calibrate import calibrate, thresholds
+    from captioner.calibrate import calibrate
     from captioner.captioner import CocaCaptioner
     from captioner.checkpoint import load_checkpoint, save_captioner
     from captioner.load import split_composition
@@ -44,8 +45,7 @@ def run(config: Calibrate) -> None:
     storage.require_writable(out)
     crops = _crops(captioner, config.shards, config.limit)
     measured = calibrate(captioner, crops)
-    found = thresholds(measured)
-    styles = {s: replace(style, off_image=found[s]) for s, style in checkpoint.styles.items()}
+    styles = {s: replace(v, calibration=measured[s]) for s, v in checkpoint.styles.items()}
     save_captioner(replace(checkpoint, styles=styles), out)
     say(f"calibrated on {len(crops)} images, saved in {out}")
     for style, result in measured.items():
@@ -65,18 +65,20 @@ def _crops(captioner: object, spec: str, limit: int) -> list:
     from pipeline.errors import UserError
     from pipeline.images import BadImage
     from pipeline.manifest import Shard
-    from pipeline.reading import read_samples
+    from pipeline.reading import BadShard, read_samples
 
     crops: list = []
     for url in specs.expand(spec):
-        shard = Shard(name="", url=url, size=storage.fingerprint(url).size)
-        for sample in read_samples(shard):
-            if len(crops) == limit:
-                return crops
-            try:
-                crops.append(captioner.prepare(sample.image))
-            except BadImage:
-                continue
+        try:
+            for sample in read_samples(Shard(name="", url=url, size=0)):
+                if len(crops) == limit:
+                    return crops
+                with suppress(BadImage):
+                    crops.append(captioner.prepare(sample.image))
+        except (BadShard, OSError) as e:
+            raise UserError(
+                f"SHARDS: {storage.scrub(str(e), url)}", "give shards that can be read"
+            ) from e
     if len(crops) < 2:
         raise UserError(f"SHARDS={spec} holds {len(crops)} readable images", "give more")
     return crops

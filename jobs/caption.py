@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from jobs.job import Execution, execute
+from jobs.job import Execution, execute, require
 
 if TYPE_CHECKING:
     from captioner.load import CaptionerInfo
@@ -42,6 +42,12 @@ class Caption(Execution):
     long_tokens: int = 0
     """Longest descriptive caption in tokens; 0 leaves it to the captioner."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, limit=(0, None), batch_size=(1, None), threads=(1, None))
+        require(self, temperature=(0, None), top_k=(0, None), top_p=(0, 1))
+        require(self, short_tokens=(0, None), long_tokens=(0, None))
+
 
 def run(config: Caption) -> "Summary":
     """Captions what is not captioned yet. Raises UserError, Stopped."""
@@ -57,9 +63,12 @@ def run(config: Caption) -> "Summary":
     decode = _decode(config, info, styles)
     device = _device(config)
     urls = specs.expand(config.shards)
-    storage.require_writable(out)
-    with storage.exclusive(out, wait=True):
-        shards = manifest.register(out, urls)
+    if config.dry_run:
+        shards = manifest.register(out, urls, save=False)
+    else:
+        storage.require_writable(out)
+        with storage.exclusive(out, wait=True):
+            shards = manifest.register(out, urls)
     shards = limited(shards, config.limit)
     settings = {
         "captioner": info.name,
@@ -142,7 +151,9 @@ def limited(shards: "list[Shard]", limit: int) -> "list[Shard]":
         try:
             count = count_samples(shard, stop=limit)
         except BadShard as e:
-            raise UserError(f"LIMIT={limit}: {e}", "leave that shard out, or run without LIMIT") from e
+            raise UserError(
+                f"LIMIT={limit}: {e}", "leave that shard out, or run without LIMIT"
+            ) from e
         chosen.append(replace(shard, limit=limit))
         limit -= count
         if limit <= 0:
@@ -164,10 +175,17 @@ def _decode(
         style: replace(
             info.decode[style],
             **sampling,
-            **({"max_tokens": lengths[style]} if lengths[style] else {}),
+            **_length(info.decode[style], lengths[style]),
         )
         for style in styles
     }
+
+
+def _length(default: "DecodeSettings", tokens: int) -> dict[str, int]:
+    """0 leaves the lengths as they are; a caption shorter than the least length lowers that."""
+    if not tokens:
+        return {}
+    return {"max_tokens": tokens, "min_tokens": min(default.min_tokens, tokens)}
 
 
 def _device(config: Caption) -> str:

@@ -17,6 +17,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+_MAX_DEATHS_IN_SETUP = 3
+_SHORTEST_DEADLINE_SEC = 60.0  # also a probe of one sample has to read its way to it
 _OBJECT_STORE_BYTES = 128 << 20  # only tasks and records travel, never images
 
 
@@ -32,13 +34,18 @@ def connect(address: str, cpus: int) -> None:
             line = " ".join(str(e).split())[:200]
             raise UserError(f"ADDRESS={address}: no Ray there: {line}", "ray status tells") from e
         return
-    ray.init(
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-        **quiet,
-    )
+    try:
+        ray.init(
+            address="local",  # whatever RAY_ADDRESS or a Ray left running here may say
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
+    except (RayError, ConnectionError, OSError, ValueError, RuntimeError) as e:
+        line = " ".join(str(e).split())[:200]
+        raise UserError(f"Ray does not start here: {line}", "EXECUTOR=inline needs none") from e
 
 
 def disconnect() -> None:
@@ -48,6 +55,22 @@ def disconnect() -> None:
 def gpus() -> int:
     """GPUs of the cluster that is connected."""
     return int(ray.cluster_resources().get("GPU", 0))
+
+
+def cores() -> int:
+    """Cores of the cluster that is connected."""
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _require_room(threads: int, gpus: float) -> None:
+    """UserError where no node could ever hold a worker: Ray would wait for one in silence."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(n.get("CPU", 0) >= threads and n.get("GPU", 0) >= gpus for n in nodes):
+        wanted = f"{threads} cores" + (f" and {gpus:g} GPU" if gpus else "")
+        raise UserError(
+            f"no node of this Ray has the {wanted} that a worker takes",
+            "fewer THREADS, or DEVICE=cpu",
+        )
 
 
 class _Worker:
@@ -85,13 +108,16 @@ class OnRay:
         self._actor = ray.remote(_Worker).options(
             num_cpus=threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )
+        self._threads, self._gpus = threads, gpus
         self._deadline_sec = deadline_sec
+        self._deaths_in_setup = 0
         self._running: dict[ray.ObjectRef, _Running] = {}
         self._idle: list[ActorHandle] = []
         self._waiting: list[Task] = []
 
     def start(self) -> None:
         """Starts the workers; raises UserError where none can be set up."""
+        _require_room(self._threads, self._gpus)
         for _ in range(self.slots):
             self._launch()
         while not self._idle:
@@ -144,6 +170,7 @@ class OnRay:
             return self._bury(running, " ".join(str(e).split())[:300])
         if running.task is None:
             require_set_up(outcome)
+            self._deaths_in_setup = 0
         self._idle.append(running.actor)
         return running.task, outcome
 
@@ -152,18 +179,25 @@ class OnRay:
         return [
             ref
             for ref, running in self._running.items()
-            if running.task is not None and now - running.since > self._deadline_sec
+            if now - running.since > self._deadline_of(running)
         ]
+
+    def _deadline_of(self, running: _Running) -> float:
+        share = running.task.share if running.task else 1.0
+        return max(share * self._deadline_sec, min(_SHORTEST_DEADLINE_SEC, self._deadline_sec))
 
     def _end_hung(self, ref: "ray.ObjectRef") -> tuple[Task | None, Outcome]:
         running = self._running.pop(ref)
         ray.kill(running.actor)
-        return self._bury(running, f"no end after {self._deadline_sec:.0f} s")
+        return self._bury(running, f"no end after {self._deadline_of(running):.0f} s")
 
     def _bury(self, running: _Running, why: str) -> tuple[Task | None, Outcome]:
         if running.task is None:
+            self._deaths_in_setup += 1
+        if self._deaths_in_setup == _MAX_DEATHS_IN_SETUP:
             raise UserError(
-                f"a worker died while it was loading: {why}", "fewer WORKERS need less memory"
+                f"{_MAX_DEATHS_IN_SETUP} workers died while they were loading: {why}",
+                "fewer WORKERS need less memory",
             )
         self._launch()
         return running.task, Outcome("died", message=f"its worker died: {why}")

@@ -37,6 +37,22 @@ class Execution:
     dry_run: bool = False
     """Say what would be done, and do nothing."""
 
+    def __post_init__(self) -> None:
+        require(self, workers=(0, None), max_failed=(0, 1), shard_deadline=(1, None))
+
+
+def require(config: object, **ranges: tuple[float, float | None]) -> None:
+    """UserError for the first setting outside its range (least, most or None)."""
+    from pipeline.errors import UserError
+
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        if not least <= value <= (float("inf") if most is None else most):
+            allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise UserError(
+                f"--{name.replace('_', '-')} {value} is not possible", f"give {allowed}"
+            )
+
 
 class Stopped(Exception):
     """The job ended before its time; the message says how to go on. Exit code 3."""
@@ -53,6 +69,9 @@ def execute(
 
     shards = list(shards)
     if how.dry_run:
+        before = runs.load(run.out, run.kind, run.name)
+        if before:
+            runs.refuse_other_config(run, before["config"])
         summary = find_done(work, shards)
         accounting.print_plan(run, shards, summary, how)
         return summary
@@ -65,14 +84,16 @@ def execute(
         progress = Progress(f"{run.kind} {run.name}", summary)
         start = time.monotonic()
         executor = _executor(work, how, threads, gpu, len(shards) - summary.reused)
-        runner = Runner(shards, executor, summary=summary, max_failed=how.max_failed, report=progress)
+        runner = Runner(
+            shards, executor, summary=summary, max_failed=how.max_failed, report=progress
+        )
         try:
             with _interruptible():
                 runner.run()
         except Systemic as e:
             raise Stopped(
                 f"stopped after {len(summary.records)} of {summary.planned} shards: {e}; "
-                "mend the cause and run the same command again, or raise --max-failed"
+                f"mend the cause and delete {run.folder}, or allow it with a higher --max-failed"
             ) from None
         except KeyboardInterrupt:
             done, planned = len(summary.records), summary.planned
@@ -94,14 +115,11 @@ def _executor(work: "Work", how: Execution, threads: int, gpu: bool, todo: int) 
         return Inline(work)
     from jobs import cluster
 
-    cores = os.cpu_count() or 1
-    slots = how.workers or max(1, cores // threads)
-    cluster.connect(how.address, cpus=max(cores, slots * threads))
-    if gpu:
-        slots = how.workers or max(1, cluster.gpus())
+    cluster.connect(how.address, cpus=max(os.cpu_count() or 1, max(1, how.workers) * threads))
+    room = cluster.gpus() if gpu else cluster.cores() // threads
     return cluster.OnRay(
         work,
-        slots=max(1, min(slots, todo)),
+        slots=max(1, min(how.workers or room, todo)),
         threads=threads,
         gpus=1.0 if gpu else 0.0,
         deadline_sec=how.shard_deadline,

@@ -1,9 +1,11 @@
 """mix: joins shards with their captions and writes blended training shards."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.job import Execution, execute, say
+from jobs.caption import limited
+from jobs.job import Execution, execute, require, say
 
 if TYPE_CHECKING:
     from jobs.runner import Summary
@@ -28,30 +30,27 @@ class Mix(Execution):
     """Another seed draws other captions."""
     max_side: int = 0
     """Shrink images whose longer side exceeds this many pixels; 0 keeps every size."""
+    limit: int = 0
+    """Only the first so many samples, under a run name of their own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, max_side=(0, None), limit=(0, None))
 
 
 def run(config: Mix) -> "Summary":
     """Mixes what is not mixed yet. Raises UserError, Stopped."""
-    from pipeline import blend, card, storage
+    from pipeline import card, storage
     from pipeline import mix as mixing
     from pipeline.runs import Run
 
     out = storage.absolute(config.out)
-    recipe = mixing.Recipe(
-        captions=config.captions,
-        blend=blend.parse(config.blend),
-        keep=config.keep,
-        seed=config.seed,
-        max_side=config.max_side,
-    )
+    recipe = recipe_of(config)
     check_sources(recipe, out)
-    work = Run(
-        out=out, kind=mixing.KIND, name=run_name(config), config=mixing.config(recipe, out)
-    )
-    shards = _planned(out, recipe, config.shards)
-    summary = execute(
-        mixing.MixWork(recipe, work), work, shards, config, threads=1, gpu=False
-    )
+    settings = mixing.config(recipe, out) | {"limit": config.limit}
+    work = Run(out=out, kind=mixing.KIND, name=run_name(config), config=settings)
+    shards = limited(_planned(out, recipe, config), config.limit)
+    summary = execute(mixing.MixWork(recipe, work), work, shards, config, threads=1, gpu=False)
     if not config.dry_run:
         sizes = mixing.write_sizes(work, summary.records.values())
         card.write(work, recipe, summary.totals, sizes)
@@ -59,21 +58,46 @@ def run(config: Mix) -> "Summary":
     return summary
 
 
+def recipe_of(config: Mix) -> "Recipe":
+    """What the settings ask for; raises UserError for a blend that cannot be read."""
+    from pipeline import blend
+    from pipeline.mix import Recipe
+
+    return Recipe(
+        captions=config.captions,
+        blend=blend.parse(config.blend),
+        keep=config.keep,
+        seed=config.seed,
+        max_side=config.max_side,
+    )
+
+
 def run_name(config: Mix) -> str:
     """RUN as given, or the caption run and the blend."""
     from pipeline import blend
 
     label = blend.parse(config.blend).label
-    return config.run or "-".join(part for part in (config.captions, config.keep, label) if part)
+    name = config.run or "-".join(part for part in (config.captions, config.keep, label) if part)
+    return f"{name}-limit{config.limit}" if config.limit else name
 
 
-def check_sources(recipe: "Recipe", out: str) -> None:
-    """UserError where the blend names a run or a style that does not exist."""
+def check_sources(recipe: "Recipe", out: str, styles: tuple[str, ...] = ()) -> None:
+    """UserError where the blend names a run or a style that does not exist.
+
+    styles: what the current caption run is going to have, where it has not begun yet.
+    """
+    from pipeline import mix as mixing
     from pipeline import runs
     from pipeline.errors import UserError
 
     if recipe.keep:
         runs.require(out, "keep", recipe.keep)
+    fields = [mixing.json_field(source) for source in recipe.sources()]
+    if len(set(fields)) < len(fields):
+        raise UserError(
+            f"BLEND={recipe.blend} has two sources for one field of the .json",
+            "rename one of the caption runs: only letters and digits tell them apart",
+        )
     for source, (run_, style) in recipe.sources().items():
         if not dict(recipe.blend.weights).get(source):
             continue
@@ -82,23 +106,19 @@ def check_sources(recipe: "Recipe", out: str) -> None:
                 f"BLEND={recipe.blend} takes {source} captions of no run",
                 "give CAPTIONS=<run>, or BLEND=0 for original captions only",
             )
-        require_style(source, style, runs.require(out, "captions", run_)["config"]["styles"])
+        if styles and run_ == recipe.captions:
+            has = styles
+        else:
+            has = tuple(runs.require(out, "captions", run_)["config"]["styles"])
+        if style not in has:
+            raise UserError(
+                f"BLEND takes {source} captions, but their captioner writes {','.join(has)} only",
+                f"for example BLEND='{has[0]}=0.95,original=0.05', or compose two "
+                "captioners: CAPTIONER='short=<name>,long=<name>'",
+            )
 
 
-def require_style(source: str, style: str, styles: object) -> None:
-    """UserError where a source of the blend is written by nobody."""
-    from pipeline.errors import UserError
-
-    if style not in styles:
-        has = ",".join(styles)
-        raise UserError(
-            f"BLEND takes {source} captions, but the captioner writes {has} only",
-            f"for example BLEND='{next(iter(styles))}=0.95,original=0.05', or compose two "
-            "captioners: CAPTIONER='short=<name>,long=<name>'",
-        )
-
-
-def _planned(out: str, recipe: "Recipe", spec: str) -> "list[Shard]":
+def _planned(out: str, recipe: "Recipe", config: Mix) -> "list[Shard]":
     """The shards that the caption run was to caption; without one, all that are known."""
     from pipeline import manifest, runs, specs, storage
     from pipeline.errors import UserError
@@ -106,13 +126,17 @@ def _planned(out: str, recipe: "Recipe", spec: str) -> "list[Shard]":
     names = {shard.name for shard in manifest.load(out)}
     if recipe.captions:
         names &= set(runs.require(out, "captions", recipe.captions)["shards"])
-    with storage.exclusive(out, wait=True):
-        given = {s.name: s for s in manifest.register(out, specs.expand(spec))} if spec else {}
+    urls = specs.expand(config.shards) if config.shards else []
+    save = not config.dry_run
+    with storage.exclusive(out, wait=True) if save else nullcontext():
+        given = {s.name: s for s in manifest.register(out, urls, save=save)}
         known = [s.url for s in manifest.load(out) if s.name in names - given.keys()]
-        shards = [*given.values(), *manifest.register(out, known)]
+        shards = [*given.values(), *manifest.register(out, known, save=save)]
     chosen = sorted((s for s in shards if s.name in names or not recipe.captions), key=_by_name)
     if not chosen:
-        raise UserError(f"OUT={out} knows no shards", "caption some first: make recaption SHARDS=...")
+        raise UserError(
+            f"OUT={out} knows no shards", "caption some first: make recaption SHARDS=..."
+        )
     return chosen
 
 

@@ -13,6 +13,7 @@ class Narrowing:
     """
 
     def __init__(self, num_samples: int, lost: frozenset[int] = frozenset()) -> None:
+        self.num_samples = num_samples
         self._suspects = [range(num_samples)]
         self._deaths: Counter[range] = Counter()
         self.lost = set(lost)

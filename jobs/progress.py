@@ -37,8 +37,8 @@ class Progress:
         parts = [f"{self._title}  {done}/{summary.planned} shards", f"{rate:.1f} samples/s"]
         if summary.samples:
             parts.append(f"{100 * summary.ok / summary.samples:.1f}% ok")
-        if done > summary.reused:
-            left = elapsed / (done - summary.reused) * (summary.planned - done)
+        if summary.fresh:
+            left = elapsed / summary.fresh * (summary.planned - done)
             parts.append(f"{_duration(left)} left")
         if summary.failed:
             parts.append(f"{len(summary.failed)} shards failed")

@@ -29,11 +29,11 @@ class Recaption(Caption):
 
 def run(config: Recaption) -> "list[Summary]":
     """Runs the three verbs; a later run of the same command does only what is missing."""
-    _check_blend(config)
     own = {f.name: getattr(config, f.name) for f in fields(Caption)}
-    captions = caption.run(Caption(**own))
     run_name = caption.run_name(config)
     mixing = _mix(config, run_name)
+    _check_mix(config, mixing)
+    captions = caption.run(Caption(**own))
     if config.dry_run:
         say(f"mix {mix.run_name(mixing)}  ->  {config.out}/mix/{mix.run_name(mixing)}")
         return [captions]
@@ -45,17 +45,23 @@ def run(config: Recaption) -> "list[Summary]":
 
 def _mix(config: Recaption, captions: str) -> Mix:
     shared = {f.name: getattr(config, f.name) for f in fields(Mix) if f.name != "captions"}
-    mixing = Mix(**shared, captions=captions)
+    mixing = Mix(**shared | {"limit": 0}, captions=captions)  # the captions are limited already
     return replace(mixing, run=captions) if config.run else mixing
 
 
-def _check_blend(config: Recaption) -> None:
-    """A blend that the captioner cannot feed is refused before any image is captioned."""
+def _check_mix(config: Recaption, mixing: Mix) -> None:
+    """A mix that cannot be made is refused before any image is captioned."""
     from captioner.load import describe_captioner
-    from pipeline import blend
+    from pipeline import mix as mixes
+    from pipeline import runs, storage
+    from pipeline.runs import Run
 
+    out = storage.absolute(config.out)
     info = describe_captioner(caption.require_captioner(config.captioner))
-    styles = caption.chosen_styles(config.styles, info)
-    for source, weight in blend.parse(config.blend).synthetic:
-        if weight and "." not in source:
-            mix.require_style(source, source, styles)
+    recipe = mix.recipe_of(mixing)
+    mix.check_sources(recipe, out, caption.chosen_styles(config.styles, info))
+    wanted = mixes.settings(recipe)
+    run = Run(out=out, kind=mixes.KIND, name=mix.run_name(mixing), config=wanted)
+    before = runs.load(out, mixes.KIND, run.name)
+    if before:
+        runs.refuse_other_config(run, {key: before["config"][key] for key in wanted})

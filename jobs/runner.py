@@ -7,16 +7,22 @@ from typing import Protocol
 
 from jobs.narrowing import MAX_LOST, Narrowing
 from jobs.work import Outcome, Task, Work
+from pipeline import storage
 from pipeline.commit import Record
 from pipeline.errors import UserError
 from pipeline.manifest import Shard
-from pipeline.reading import BadShard, count_samples
+from pipeline.reading import count_samples
+from pipeline.runs import canonical
 
 MAX_ERRORS = 3
 """A shard that raised this often is given up."""
 
 DEATHS_BEFORE_NARROWING = 2
 MAX_NARROWINGS = 3
+MAX_DEATHS_IN_A_ROW = 40
+"""More than narrowing down one sample in a million takes: it is the workers that are ill."""
+
+SYSTEMIC_AFTER_SHARDS = 10
 SYSTEMIC_AFTER = 1000
 """Samples before a share of failures means anything."""
 
@@ -49,15 +55,22 @@ class Summary:
         self.samples = 0
         self.totals: dict[str, Counter[str]] = {}  # counted column -> value -> rows
         self.failing: Counter[str] = Counter()  # reason -> samples
+        self.environments: Counter[str] = Counter()  # of the workers that wrote the shards
         self._failures = failures
 
     def add(self, record: Record) -> None:
         self.records[record.shard] = record
         self.samples += record.counts["samples"]
+        self.environments[canonical(record.environment)] += 1
         self.failing.update(self._failures(record.counts))
         for column, counts in record.counts.items():
             if isinstance(counts, dict):
                 self.totals.setdefault(column, Counter()).update(counts)
+
+    @property
+    def fresh(self) -> int:
+        """Shards done by this job."""
+        return len(self.records) - self.reused
 
     @property
     def ok(self) -> int:
@@ -97,6 +110,7 @@ class Runner:
         self._deaths: Counter[str] = Counter()
         self._narrowings: dict[str, Narrowing] = {}
         self._rounds: Counter[str] = Counter()
+        self._deaths_in_a_row = 0
 
     def run(self) -> None:
         """Works until every shard is done or given up.
@@ -123,6 +137,9 @@ class Runner:
     def _handle(self, task: Task, outcome: Outcome) -> None:
         if outcome.kind == "fatal":
             raise UserError(outcome.message, outcome.hint)
+        self._deaths_in_a_row = self._deaths_in_a_row + 1 if outcome.kind == "died" else 0
+        if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
+            raise Systemic(f"{self._deaths_in_a_row} workers died in a row: {outcome.message}")
         if task.probe is not None:
             self._handle_probe(task, outcome)
         elif outcome.kind == "done":
@@ -155,8 +172,9 @@ class Runner:
             return
         try:
             count = count_samples(task.shard)
-        except (BadShard, OSError) as e:
-            self._give_up(task, Outcome("bad", message=str(e)))
+        except Exception as e:  # stores raise whatever they like, and quote URLs in it
+            message = f"{outcome.message}; then {storage.scrub(str(e), task.shard.url)}"
+            self._give_up(task, Outcome("bad", message=message))
             return
         self._narrowings[name] = Narrowing(count, task.lost)
         self._probe_next(task.shard)
@@ -173,7 +191,11 @@ class Runner:
     def _probe_next(self, shard: Shard) -> None:
         narrowing = self._narrowings[shard.name]
         probe = narrowing.next()
-        self._todo.append(Task(shard, frozenset(narrowing.lost), probe))
+        share = 1.0 if probe is None else len(probe) / narrowing.num_samples
+        self._todo.append(Task(shard, frozenset(narrowing.lost), probe, share))
 
     def _give_up(self, task: Task, outcome: Outcome) -> None:
         self.summary.failed[task.shard.name] = outcome
+        failed, ended = len(self.summary.failed), len(self.summary.failed) + self.summary.fresh
+        if ended >= SYSTEMIC_AFTER_SHARDS and failed > self._max_failed * ended:
+            raise Systemic(f"{failed} of the first {ended} shards failed: {outcome.message}")

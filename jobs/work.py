@@ -30,6 +30,7 @@ class Task:
     shard: Shard
     lost: frozenset[int] = frozenset()  # samples that killed their worker
     probe: range | None = None
+    share: float = 1.0  # of the time that a whole shard may take
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ class Shard:
         return same and (self.size, self.limit) == (identity["size"], identity["limit"])
 
 
-def register(out: str, urls: Iterable[str]) -> list[Shard]:
+def register(out: str, urls: Iterable[str], *, save: bool = True) -> list[Shard]:
     """Names the given shards, old names first, and notes what their content is now.
 
     Raises UserError naming the shards that do not exist. A new shard takes its own file name if
-    that is five to twelve digits and free, else the next free number.
+    that is five to twelve digits and free, else the next free number. save=False only looks.
     """
     known = {row["url"]: row for row in _load(out)}
     taken = {row["name"] for row in known.values()}
@@ -61,7 +61,8 @@ def register(out: str, urls: Iterable[str]) -> list[Shard]:
         taken.add(row["name"])
         known[stored] = row = row | _content(url, row, now)
         shards.append(_shard(row, url))
-    _save(out, known.values())
+    if save:
+        _save(out, known.values())
     return shards
 
 

@@ -133,7 +133,8 @@ class MixWork:
         if not self.recipe.captions:
             return shard
         record = commit.read_sidecar_record(self._caption_url(self.recipe.captions, shard))
-        return replace(shard, limit=record.inputs["shard"]["limit"]) if record else shard
+        limits = [shard.limit, record.inputs["shard"]["limit"] if record else None]
+        return replace(shard, limit=min((n for n in limits if n is not None), default=None))
 
     def _derived_from(self, shard: Shard) -> dict:
         """The identity of every sidecar that goes into this shard; BadShard where one is missing."""
@@ -318,15 +319,18 @@ def write_sizes(run: Run, records: Iterable[commit.Record]) -> dict[str, int]:
     return sizes
 
 
-def config(recipe: Recipe, out: str) -> dict:
-    """What decides a mix's bytes, for its run.json."""
+def settings(recipe: Recipe) -> dict:
+    """What the user chose of a mix, for its run.json."""
     return {
         "blend": dict(recipe.blend.weights),
         "seed": recipe.seed,
         "max_side": recipe.max_side,
         "keep": recipe.keep,
         "captions": recipe.captions,
-        "caption_configs": {
-            run: runs.require(out, "captions", run)["config_hash"] for run in recipe.caption_runs
-        },
     }
+
+
+def config(recipe: Recipe, out: str) -> dict:
+    """What decides a mix's bytes, for its run.json: settings, and those of its caption runs."""
+    hashes = {run: runs.require(out, "captions", run)["config_hash"] for run in recipe.caption_runs}
+    return settings(recipe) | {"caption_configs": hashes}

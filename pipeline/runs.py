@@ -68,7 +68,7 @@ def begin(run: Run, shards: Iterable[str]) -> list[str]:
     changed = []
     planned = set(shards)
     if before:
-        _refuse_other_config(run, before["config"])
+        refuse_other_config(run, before["config"])
         changed = [
             f"{k} was {v}, is {now.get(k)}"
             for k, v in before["environment"].items()
@@ -130,7 +130,8 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def _refuse_other_config(run: Run, before: dict) -> None:
+def refuse_other_config(run: Run, before: dict) -> None:
+    """UserError that names the settings in which a run differs from what its name was used for."""
     old, new = (
         {k: canonical(v) for k, v in flat(config).items()} for config in (before, run.config)
     )

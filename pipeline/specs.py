@@ -23,7 +23,9 @@ def expand(spec: str) -> list[str]:
     else:
         urls = _expand_one(spec)
     if not urls:
-        raise UserError(f"SHARDS: nothing matches {spec}", "a folder must hold *.tar files")
+        raise UserError(
+            f"SHARDS: nothing matches {storage.public(spec)}", "a folder must hold *.tar files"
+        )
     return list(dict.fromkeys(storage.absolute(url) for url in urls))
 
 
@@ -31,7 +33,10 @@ def _list_lines(path: str) -> list[str]:
     try:
         text = storage.read_bytes(storage.absolute(path)).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"SHARDS: cannot read the list {path}: {e}", "one shard a line") from e
+        raise UserError(
+            f"SHARDS: cannot read the list {storage.public(path)}: {storage.scrub(str(e), path)}",
+            "one shard a line",
+        ) from e
     lines = [line.strip() for line in text.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -42,7 +47,10 @@ def _expand_one(spec: str) -> list[str]:
     try:
         patterns = list(braceexpand(spec))
     except ValueError as e:
-        raise UserError(f"SHARDS: {spec}: {e}", "for example 'raw/{00000..00099}.tar'") from e
+        raise UserError(
+            f"SHARDS: {storage.public(spec)}: {type(e).__name__}",
+            "for example 'raw/{00000..00099}.tar'",
+        ) from e
     return [url for pattern in patterns for url in _files(pattern)]
 
 
@@ -59,7 +67,7 @@ def _files(pattern: str) -> list[str]:
         if fs.isdir(path):
             return storage.list_files(url, ".tar")
     except Exception as e:  # stores raise whatever they like
-        why = " ".join(str(e).split())
+        why = " ".join(storage.scrub(str(e), pattern).split())
         raise UserError(
             f"SHARDS: {storage.public(pattern)}: {why}", "check the address and your credentials"
         ) from e

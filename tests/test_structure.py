@@ -64,7 +64,9 @@ def test_help_answers_in_half_a_second():
 
 
 def test_readme_maps_every_file():
-    mapped = set(re.findall(r"^  ([\w./]+\.(?:py|sql))\s{2,}\S", (ROOT / "README.md").read_text(), re.M))
+    mapped = set(
+        re.findall(r"^  ([\w./]+\.(?:py|sql))\s{2,}\S", (ROOT / "README.md").read_text(), re.M)
+    )
     there = {
         str(path.relative_to(ROOT))
         for room in ROOMS

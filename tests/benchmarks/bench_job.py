@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,7 +31,9 @@ BAR = 0.90
 NAME = "coca_ViT-B-32:random"
 THREADS = 2
 BATCH = 32
-DECODE = {"short": DecodeSettings(max_tokens=30, min_tokens=30)}  # every caption has the same length
+DECODE = {
+    "short": DecodeSettings(max_tokens=30, min_tokens=30)
+}  # every caption has the same length
 
 
 class Started:
@@ -83,9 +86,9 @@ def main(arguments: list[str]) -> bool:
             executor.start()
             if round_ == 0:
                 print(f"start-up (Ray, worker, model): {time.perf_counter() - before:.1f} s")
-            job.append(count / timed(lambda: drive(known, work, executor)))
+            job.append(count / timed(drive, known, work, executor))
             executor.close()
-            peer.append(count / timed(lambda: caption_all(bare, crops, keys)))
+            peer.append(count / timed(caption_all, bare, crops, keys))
         cluster.disconnect()
     ratio = statistics.median(j / p for j, p in zip(job[1:], peer[1:], strict=True))
     print(f"whole job {statistics.median(job[1:]):.2f} images/s, bare captioner ", end="")
@@ -108,9 +111,9 @@ def caption_all(captioner: object, crops: list, keys: list[str]) -> None:
             captioner.caption(crops[i:end], keys[i:end], ("short",))
 
 
-def timed(work: object) -> float:
+def timed(call: Callable, *arguments: object) -> float:
     start = time.perf_counter()
-    work()
+    call(*arguments)
     return time.perf_counter() - start
 
 

@@ -65,7 +65,10 @@ def main(arguments: list[str]) -> bool:
                 [*command, f"{folder}/out{count}", url], capture_output=True, text=True, check=True
             )
             peaks[count] = [float(number) for number in done.stdout.split()]
-            print(f"{count:6} samples: loaded %.0f MB, captioned %.0f MB, mixed %.0f MB" % tuple(peaks[count]))
+            print(
+                f"{count:6} samples: loaded %.0f MB, captioned %.0f MB, mixed %.0f MB"
+                % tuple(peaks[count])
+            )
     growth = max(b - a for a, b in zip(peaks[SIZES[0]], peaks[SIZES[1]], strict=True))
     print(f"growth {growth:.0f} MB  bar {BAR_MB} MB  {'ok' if growth <= BAR_MB else 'MISSED'}")
     return growth <= BAR_MB

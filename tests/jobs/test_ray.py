@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import UserError
 from tests.support import driver, shards
 from tests.support.outputs import digest, leftovers
 
@@ -78,6 +79,14 @@ def test_samples_that_kill_their_worker_become_rows(tmp_path):
     mixed = pq.read_table(tmp_path / "out/mix/mixed/00000.parquet").to_pylist()
     assert [r["reason"] for r in mixed if r["status"] != "ok"] == ["killed_worker"] * 2
     assert pq.read_table(tmp_path / "out/captions/colour/00001.parquet").num_rows == 6
+
+
+def test_a_worker_that_no_node_can_hold_is_refused_at_once():
+    from jobs.cluster import OnRay
+
+    executor = OnRay(None, slots=1, threads=1, gpus=64.0, deadline_sec=60.0)
+    with pytest.raises(UserError, match="no node of this Ray has"):
+        executor.start()
 
 
 @pytest.mark.slow

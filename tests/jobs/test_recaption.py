@@ -76,7 +76,9 @@ def test_shards_in_training_shards_and_catalog_out(recaption, tmp_path, capsys):
     for row in mixed:
         said = by_uid[row["uid"]]
         source = row["caption_source"]
-        assert row["text"] == (said["caption"] if source == "original" else said[f"caption_{source}"])
+        assert row["text"] == (
+            said["caption"] if source == "original" else said[f"caption_{source}"]
+        )
         assert source == "original" or said[f"{source}_status"] == "ok"
     assert json.loads((out / "mix/first/sizes.json").read_text()) == {
         "00000.tar": 20,
@@ -133,8 +135,9 @@ def test_limit_has_a_name_of_its_own_and_stops_inside_a_shard(recaption, tmp_pat
 def test_dry_run_writes_no_output(recaption, tmp_path, capsys):
     assert recaption("--dry-run") == 0
     assert "2 shards: 0 done, 2 to do" in capsys.readouterr().out
-    assert not (tmp_path / "out/captions").exists()
-    assert not (tmp_path / "out/mix").exists()
+    assert not (tmp_path / "out").exists()
+    assert recaption() == 0
+    assert recaption("--dry-run", short_tokens=9) == 2  # what would be refused is refused now
 
 
 def test_a_bad_shard_is_named_and_the_others_are_done(recaption, raw, tmp_path, capsys):
@@ -168,6 +171,40 @@ def test_a_systemic_failure_stops_the_job(recaption, raw, tmp_path, capsys):
     assert not (tmp_path / "out/captions/first/00011.parquet").exists()
 
 
+def test_no_more_shards_are_tried_when_most_of_them_are_bad(recaption, raw, capsys):
+    for i in range(40):
+        shards.write_tar(raw / f"{i:05d}.tar", shards.pairs(1))
+        shards.cut(raw / f"{i:05d}.tar", 700)
+    assert recaption() == 3
+    error = capsys.readouterr().err
+    assert "stopped after 0 of 40 shards: 10 of the first 10 shards failed" in error
+
+
+def test_training_shards_keep_their_uids_and_original_texts(recaption, tmp_path):
+    assert recaption() == 0
+    assert recaption(shards=tmp_path / "out/mix/first", out=tmp_path / "again") == 0
+    before = rows(tmp_path / "out/mix/first/00000.parquet")
+    after = rows(tmp_path / "again/captions/first/00000.parquet")
+    assert [r["uid"] for r in after] == [r["uid"] for r in before]
+    assert [r["caption"] for r in after] == [f"alt text of {i:09d}" for i in range(20)]
+
+
+def test_calibrated_captioner_judges_off_image(raw, tmp_path, captioner, recaption, capsys):
+    named = {"captioner": captioner, "shards": raw, "threads": 1}
+    assert run("calibrate", **named, out=tmp_path / "mine") == 0
+    assert "calibrated on 40 images" in capsys.readouterr().out
+    config = json.loads((tmp_path / "mine/config.json").read_text())
+    config["styles"]["short"]["calibration"] = {
+        "threshold": 2.0, "false_flags": 1.0, "caught": 1.0, "num_pairs": 40,
+    }  # fmt: skip
+    (tmp_path / "mine/config.json").write_text(json.dumps(config))
+    assert recaption(captioner=tmp_path / "mine") == 0
+    statuses = {r["short_status"] for r in rows(tmp_path / "out/captions/first/00000.parquet")}
+    assert "off_image" in statuses
+    assert "ok" not in statuses
+    assert run("calibrate", **named | {"shards": "/nowhere.tar"}, out=tmp_path / "x") == 2
+
+
 def test_blends_by_name_and_standing_alone(recaption, tmp_path, captioner, raw, capsys):
     named = {"out": tmp_path / "out", "executor": "inline"}
     caption = {"shards": raw, "captioner": captioner, "threads": 1, "batch_size": 8}
@@ -195,6 +232,10 @@ MISTAKES = {
     "bad blend": ({"blend": "120"}, "BLEND=120"),
     "bad source": ({"blend": "haiku=1"}, "'haiku' is no caption source"),
     "style not written": ({"styles": "short"}, "BLEND takes long captions"),
+    "blend of no run": ({"blend": "typo.long=0.5,original=0.5"}, "has no run captions/typo"),
+    "keep-list of no run": ({"keep": "typo"}, "has no run keep/typo"),
+    "no threads": ({"threads": 0}, "--threads 0 is not possible"),
+    "negative limit": ({"limit": -5}, "--limit -5 is not possible"),
     "unwritable": ({"out": "/proc/nothing"}, "OUT: cannot write"),
 }
 
@@ -211,7 +252,14 @@ def test_a_mistake_is_one_line_with_its_remedy(mistake, recaption, capsys):
 
 @pytest.mark.ray
 def test_on_ray_as_users_type_it(raw, tmp_path, captioner):
-    command = [sys.executable, "-m", "jobs", "recaption", "--shards", str(raw / "{00000..00001}.tar")]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs",
+        "recaption",
+        "--shards",
+        str(raw / "{00000..00001}.tar"),
+    ]
     command += ["--captioner", captioner, "--threads", "1", "--batch-size", "8", "--run", "first"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "ray"), "--workers", "2"],

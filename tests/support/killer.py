@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.samples import Sample
@@ -30,5 +29,3 @@ class SlowStage(ColourStage):
     def captions(self, sample: Sample) -> dict[str, str]:
         time.sleep(3600 if self.hang_at and sample.text == self.hang_at else self.seconds)
         return super().captions(sample)
-
-
