@@ -1,4 +1,5 @@
-# A thin face over `python -m jobs`. `make` alone prints this help.
+# A thin face over `python -m jobs`. `make` alone prints this help. What has no variable of its own
+# goes through ARGS, for example ARGS='--temperature 0.7 --top-p 0.9'.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -12,9 +13,9 @@ need = $(if $(strip $($(1))),,$(error $@ needs $(1)=...   for example: make $@ $
 
 HOW = $(call flag,OUT,out) $(call flag,RUN,run) $(call flag,WORKERS,workers) \
       $(call flag,EXECUTOR,executor) $(call flag,ADDRESS,address) \
-      $(call flag,MAX_FAILED,max-failed) $(if $(DRY_RUN),--dry-run)
+      $(call flag,MAX_FAILED,max-failed) $(call flag,LIMIT,limit) $(if $(DRY_RUN),--dry-run)
 CAPTION = $(call flag,SHARDS,shards) $(call flag,CAPTIONER,captioner) $(call flag,STYLES,styles) \
-      $(call flag,LIMIT,limit) $(call flag,BATCH,batch-size) $(call flag,THREADS,threads) \
+      $(call flag,BATCH,batch-size) $(call flag,THREADS,threads) \
       $(call flag,PRECISION,precision) $(call flag,DEVICE,device)
 MIX = $(call flag,BLEND,blend) $(call flag,KEEP,keep) $(call flag,SEED,seed) \
       $(call flag,MAX_SIDE,max-side)
@@ -29,20 +30,20 @@ setup: $(READY)  ## Make .venv with every pinned package (the other targets do s
 recaption: $(READY)  ## Shards to training shards.  SHARDS= OUT= CAPTIONER= [BLEND=95] [STYLES=short,long] [RUN=] [WORKERS=] [LIMIT=]
 	$(call need,SHARDS,SHARDS='raw/{00000..00099}.tar' OUT=data/mine CAPTIONER=<name>)
 	$(call need,OUT,SHARDS='raw/{00000..00099}.tar' OUT=data/mine CAPTIONER=<name>)
-	@$(JOBS) recaption $(HOW) $(CAPTION) $(MIX)
+	@$(JOBS) recaption $(HOW) $(CAPTION) $(MIX) $(ARGS)
 
 caption: $(READY)  ## Captions only.  SHARDS= OUT= CAPTIONER= [STYLES=] [RUN=]
 	$(call need,SHARDS,SHARDS='raw/*.tar' OUT=data/mine CAPTIONER=<name>)
 	$(call need,OUT,SHARDS='raw/*.tar' OUT=data/mine CAPTIONER=<name>)
-	@$(JOBS) caption $(HOW) $(CAPTION)
+	@$(JOBS) caption $(HOW) $(CAPTION) $(ARGS)
 
 mix: $(READY)  ## Training shards from captions.  OUT= CAPTIONS=<run> [BLEND=95] [KEEP=<run>] [RUN=]
 	$(call need,OUT,OUT=data/mine CAPTIONS=<run> BLEND=80)
-	@$(JOBS) mix $(HOW) $(call flag,SHARDS,shards) $(call flag,CAPTIONS,captions) $(MIX)
+	@$(JOBS) mix $(HOW) $(call flag,SHARDS,shards) $(call flag,CAPTIONS,captions) $(MIX) $(ARGS)
 
 stats: $(READY)  ## Statistics, or any SQL.  OUT= [Q='select ...']
 	$(call need,OUT,OUT=data/mine)
-	@$(JOBS) stats $(call flag,OUT,out) $(call flag,Q,q)
+	@$(JOBS) stats $(call flag,OUT,out) $(call flag,Q,q) $(call flag,RUN,run)
 
 sql: $(READY)  ## A SQL prompt over the catalog.  OUT=
 	$(call need,OUT,OUT=data/mine)
@@ -50,7 +51,7 @@ sql: $(READY)  ## A SQL prompt over the catalog.  OUT=
 
 calibrate: $(READY)  ## Save a captioner with thresholds for off-image captions.  CAPTIONER= SHARDS= OUT=<directory>
 	$(call need,CAPTIONER,CAPTIONER=<name> SHARDS='raw/00000.tar' OUT=my-captioner)
-	@$(JOBS) calibrate $(call flag,CAPTIONER,captioner) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,LIMIT,limit)
+	@$(JOBS) calibrate $(call flag,CAPTIONER,captioner) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,LIMIT,limit) $(call flag,THREADS,threads) $(call flag,DEVICE,device)
 
 test: $(READY)  ## Tests, offline, on CPU
 	$(VENV)/bin/python -m pytest
