@@ -119,8 +119,23 @@ def device_name(device: torch.device) -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
-class _Friendly:
-    """Captioning of images in whatever form a person has them."""
+class _SquareCaptioner:
+    """What captioners of square crops share: their preparation, and images in any form."""
+
+    name: str
+    styles: tuple[str, ...]
+    image_size: int
+
+    def prepare(self, data: bytes) -> np.ndarray:
+        """Encoded image -> uint8 (S, S, 3); thread-safe; raises `pipeline.images.BadImage`."""
+        return square_crop(data, self.image_size)
+
+    def _known(self, styles: Sequence[str] | None) -> tuple[str, ...]:
+        """The styles asked for, all where None; UserError for one that this captioner lacks."""
+        styles = self.styles if styles is None else tuple(styles)
+        for style in set(styles) - set(self.styles):
+            raise UserError(f"{self.name} writes no {style!r} captions", f"it has {self.styles}")
+        return styles
 
     def __call__(
         self, images: Sequence[object], styles: Sequence[str] | None = None
@@ -153,7 +168,7 @@ def image_bytes(image: object) -> bytes:
     raise UserError(f"cannot caption a {type(image).__name__}", "give a path, bytes, PIL or array")
 
 
-class CocaCaptioner(_Friendly):
+class CocaCaptioner(_SquareCaptioner):
     """CoCa on one device: image tower, one writer per style, and the base's contrastive towers."""
 
     def __init__(
@@ -193,10 +208,6 @@ class CocaCaptioner(_Friendly):
             if stack.visual is not None:
                 self._own_image_encoders[style] = ImageEncoder(layout, stack.visual, mean, std)
 
-    def prepare(self, data: bytes) -> np.ndarray:
-        """Encoded image -> uint8 (S, S, 3); thread-safe; raises `pipeline.images.BadImage`."""
-        return square_crop(data, self.image_size)
-
     @torch.inference_mode()
     def caption(
         self,
@@ -205,9 +216,7 @@ class CocaCaptioner(_Friendly):
         styles: Sequence[str] | None = None,
     ) -> list[dict[str, Caption]]:
         """One batch, one image encoding: a caption per image and style. `keys` seed the sampling."""
-        styles = self.styles if styles is None else tuple(styles)
-        for style in set(styles) - set(self.styles):
-            raise UserError(f"{self.name} writes no {style!r} captions", f"it has {self.styles}")
+        styles = self._known(styles)
         if not prepared:
             return []
         crops = torch.from_numpy(np.stack(prepared))
@@ -306,7 +315,7 @@ def make_caption(
     )
 
 
-class ComposedCaptioner(_Friendly):
+class ComposedCaptioner(_SquareCaptioner):
     """Two captioners behind one interface, each style from its own.
 
     Crops are prepared once, at the larger image size; a captioner of a smaller size gets them resized.
@@ -318,10 +327,6 @@ class ComposedCaptioner(_Friendly):
         self.environment = next(iter(parts.values())).environment
         self.image_size = max(part.image_size for part in parts.values())
 
-    def prepare(self, data: bytes) -> np.ndarray:
-        """Encoded image -> uint8 (S, S, 3); thread-safe; raises `pipeline.images.BadImage`."""
-        return square_crop(data, self.image_size)
-
     def caption(
         self,
         prepared: Sequence[np.ndarray],
@@ -329,9 +334,7 @@ class ComposedCaptioner(_Friendly):
         styles: Sequence[str] | None = None,
     ) -> list[dict[str, Caption]]:
         """One batch: a caption per image and style. `keys` seed the sampling."""
-        styles = self.styles if styles is None else tuple(styles)
-        for style in set(styles) - set(self.styles):
-            raise UserError(f"{self.name} writes no {style!r} captions", f"it has {self.styles}")
+        styles = self._known(styles)
         captions: list[dict[str, Caption]] = [{} for _ in prepared]
         for part in dict.fromkeys(self.parts[style] for style in styles):
             wanted = [style for style in styles if self.parts[style] is part]
