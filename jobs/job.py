@@ -115,7 +115,10 @@ def _executor(work: "Work", how: Execution, threads: int, gpu: bool, todo: int) 
         return Inline(work)
     from jobs import cluster
 
-    cluster.connect(how.address, cpus=max(os.cpu_count() or 1, max(1, how.workers) * threads))
+    cores = os.cpu_count() or 1
+    if how.workers * threads > cores and not how.address:
+        say(f"note: {how.workers} workers of {threads} threads share {cores} cores; fewer are faster")
+    cluster.connect(how.address, cpus=max(cores, max(1, how.workers) * threads))
     room = cluster.gpus() if gpu else cluster.cores() // threads
     return cluster.OnRay(
         work,
