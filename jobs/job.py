@@ -117,7 +117,9 @@ def _executor(work: "Work", how: Execution, threads: int, gpu: bool, todo: int) 
 
     cores = os.cpu_count() or 1
     if how.workers * threads > cores and not how.address:
-        say(f"note: {how.workers} workers of {threads} threads share {cores} cores; fewer are faster")
+        say(
+            f"note: {how.workers} workers of {threads} threads share {cores} cores; fewer are faster"
+        )
     cluster.connect(how.address, cpus=max(cores, max(1, how.workers) * threads))
     room = cluster.gpus() if gpu else cluster.cores() // threads
     return cluster.OnRay(
