@@ -59,8 +59,8 @@ test: $(READY)  ## Tests, offline, on CPU
 test-all: $(READY)  ## The slow tests, too
 	$(VENV)/bin/python -m pytest -m 'not gpu'
 
-bench: $(READY)  ## Speed as ratios against named peers.  [DATA=<folder of test data>]
-	$(VENV)/bin/python -m tests.benchmarks $(call flag,DATA,data)
+bench: $(READY)  ## Speed as ratios against named peers.  [DATA=<folder of test data>] [QUICK=1]
+	$(VENV)/bin/python -m tests.benchmarks $(call flag,DATA,data) $(if $(QUICK),--quick)
 
 lint: $(READY)  ## ruff
 	$(VENV)/bin/ruff check .

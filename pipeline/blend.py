@@ -50,10 +50,6 @@ class Choice:
     drawn: str
     source: str | None
 
-    @property
-    def fell_back(self) -> bool:
-        return self.source != self.drawn
-
 
 def parse(text: str) -> Blend:
     """Reads `95` (percent of `long`, the rest original) or `name=weight,...`.

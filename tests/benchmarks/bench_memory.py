@@ -5,7 +5,6 @@
 Captions with a tiny CoCa, then mixes, each size in a process of its own.
 """
 
-import argparse
 import resource
 import subprocess
 import sys
@@ -49,11 +48,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main(arguments: list[str]) -> bool:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", default="", help="not used: the pictures are drawn")
-    parser.add_argument("--quick", action="store_true", help="not used")
-    parser.parse_args(arguments)
+def main() -> bool:
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
         picture = shards.jpeg(1, size=(320, 240))
@@ -78,4 +73,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
         work(*sys.argv[2:])
     else:
-        sys.exit(not main(sys.argv[1:]))
+        sys.exit(not main())

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.mix import SAMPLE_REASONS
+from pipeline.schemas import CAPTION_STATUSES
 from tests.support import real, shards
 from tests.support.captioners import save_tiny
 
@@ -76,6 +77,7 @@ def check_rows(out: Path) -> None:
         assert (row["status"] == "ok") == (row["reason"] is None)
         assert row["reason"] is None or row["reason"] in SAMPLE_REASONS
         assert row["caption_status"] == "missing"
+        assert {row["short_status"], row["long_status"]} <= {*CAPTION_STATUSES} - {"absent"}
     for row in mixed:
         assert (row["status"] == "ok") == (row["reason"] is None)
     assert {row["reason"] for row in mixed} - {None} <= {*SAMPLE_REASONS}
