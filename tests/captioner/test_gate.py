@@ -202,7 +202,8 @@ HOSTILE = {
 def test_a_megabyte_is_judged_in_no_time(kind):
     start = time.process_time()
     judge(HOSTILE[kind], "stop", None, None)
-    assert time.process_time() - start < 0.5
+    # Linear work takes some hundredths of a second; anything worse, minutes.
+    assert time.process_time() - start < 20
 
 
 def test_a_loop_is_found_at_either_end_of_a_huge_text():

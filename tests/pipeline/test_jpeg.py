@@ -305,7 +305,8 @@ def test_hostile_fillings_cost_no_time(filling):
             read(data)
         except jpeg.MalformedJpeg as error:
             assert error.reason == "undecodable"
-    assert time.process_time() - start < 1
+    # Linear work takes a tenth of a second; anything worse, minutes.
+    assert time.process_time() - start < 20
 
 
 def test_strips_every_plain_jpeg_of_the_odd_images():

@@ -12,7 +12,8 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from PIL import Image
+import simplejpeg
+from PIL import Image, ImageFile
 
 from pipeline import images
 from pipeline.images import BadImage, decode, probe, square_crop, training_jpeg
@@ -72,26 +73,27 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_bombs_are_refused_from_their_header(kind):
-    start = time.process_time()
+def test_bombs_are_refused_from_their_header(kind, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: decoded.append(kind))
     for read in ALL:
         with pytest.raises(BadImage, match="too_many_pixels"):
             read(BOMBS[kind])
-    assert time.process_time() - start < 0.1
+    assert decoded == []
 
 
 def test_too_many_bytes_are_not_looked_at():
-    data = bytes(images.MAX_BYTES + 1)
-    start = time.process_time()
+    data = JPEG + bytes(images.MAX_BYTES + 1 - len(JPEG))
     for read in ALL:
         with pytest.raises(BadImage, match="too_many_bytes"):
             read(data)
-    assert time.process_time() - start < 0.05
 
 
 MEMORY = """
 import io, sys
-from PIL import Image
+import simplejpeg
+from PIL import Image, ImageFile
 side = int(sys.argv[1])
 bombs = []
 for kind, mode, options in (
