@@ -10,6 +10,7 @@ TAKES = {
     "bench_decoding": ("--quick",),
     "bench_job": ("--data", "--quick"),
     "bench_memory": (),
+    "bench_fit": ("--quick",),
 }
 """Benchmark -> the flags that mean something to it."""
 

@@ -1,0 +1,86 @@
+"""Which samples a step trains on, and their batches, prepared ahead of the model."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.fit_settings import Fit
+from pipeline.draws import permuted
+from pipeline.prefetch import prefetch
+
+Batch = Any  # tensors, or tuples, lists and dicts of batches
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One sample of one step; Draws(seed, step, index, purpose) is its randomness."""
+
+    seed: int
+    step: int
+    epoch: int
+    index: int
+
+
+def places(step: int, *, seed: int, size: int, batch_size: int) -> list[Place]:
+    """The samples of a step's global batch; each of `size` comes once per epoch.
+
+    A pure function, so a resumed run needs no loader's position. One of several ranks would take
+    `places(...)[rank::world]`.
+    """
+    found = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, offset = divmod(position, size)
+        found.append(Place(seed, step, epoch, permuted(offset, size, seed, epoch, "order")))
+    return found
+
+
+def split(samples: Sequence[Place], parts: int) -> list[Sequence[Place]]:
+    """Micro-batches, in order, whose sizes differ by one at most."""
+    n = len(samples)
+    return [samples[i * n // parts : (i + 1) * n // parts] for i in range(parts)]
+
+
+def feed(
+    prepare: Callable[[Sequence[Place]], Batch], size: int, settings: Fit, *, start: int, pin: bool
+) -> Generator[tuple[Sequence[Place], Batch]]:
+    """Micro-batches of the steps from `start` on, in order, `settings.prefetch` of them ahead."""
+
+    def items() -> Iterator[Sequence[Place]]:
+        for step in range(start, settings.steps):
+            of_step = places(step, seed=settings.seed, size=size, batch_size=settings.batch_size)
+            yield from split(of_step, settings.accumulate)
+
+    def prepared(samples: Sequence[Place]) -> tuple[Sequence[Place], Batch]:
+        batch = prepare(samples)
+        return samples, mapped(Tensor.pin_memory, batch) if pin else batch
+
+    if settings.prefetch:
+        yield from prefetch(
+            items(),
+            prepared,
+            threads=settings.threads,
+            depth=settings.prefetch,
+            size=lambda samples: 0,  # what is ahead is bounded by its number
+        )
+    else:
+        yield from map(prepared, items())
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    return mapped(lambda tensor: tensor.to(device, non_blocking=True), batch)
+
+
+def mapped(change: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """The batch with every tensor in it changed; what is no tensor stays."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, dict):
+        return {key: mapped(change, value) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
+        return type(batch)(*(mapped(change, value) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(mapped(change, value) for value in batch)
+    return batch

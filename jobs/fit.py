@@ -1,0 +1,291 @@
+"""The one training loop: a task says what is trained, `fit` trains it, and goes on where it was."""
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from jobs import checkpoints, fit_record, tracking
+from jobs.feed import Batch, Place, feed
+from jobs.fit_settings import Fit
+from jobs.job import complain
+from jobs.training import Diverged, Training
+from pipeline import storage
+from pipeline.draws import key64
+from pipeline.errors import UserError
+
+__all__ = ["BaseTask", "Batch", "Diverged", "Fit", "Fitted", "Place", "Task", "fit"]
+
+
+class Task(Protocol):
+    """What is trained: a model, its loss and its samples.
+
+    `batch` and `loss` are pure functions of their arguments; so a resumed run needs neither the
+    state of a generator nor the position of a loader.
+    """
+
+    model: nn.Module
+    size: int
+    """Samples in one epoch."""
+
+    def parameter_groups(self) -> list[dict]:
+        """As torch's optimizers take them, plus `lr_scale` and `optimizer` ("adamw" or "muon").
+
+        Every parameter that requires a gradient is in one of them. Muon takes matrices only.
+        """
+        ...
+
+    def batch(self, samples: Sequence[Place]) -> Batch:
+        """CPU tensors of these samples; runs in a thread of its own, ahead of the model.
+
+        Draws(place.seed, place.step, place.index, purpose) is a sample's randomness; the global
+        generators of torch and numpy belong to the loop.
+        """
+        ...
+
+    def loss(self, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean of the samples' losses, and scalars to log.
+
+        batch: what `batch` gave, on the model's device. draws: a generator on that device, for
+        noise. Being a mean over samples makes micro-batches add up to the whole batch's gradient;
+        a mean over tokens does not, where samples differ in length.
+
+        Reach the parameters by one call of `self.model(...)`, not through its submodules or
+        methods: DistributedDataParallel averages gradients, and FSDP gathers weights, in the hooks
+        of that call, and `self.model` is what will be wrapped.
+        """
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics, in eval mode, without gradients, with the averaged weights where there are any."""
+        ...
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """Modules that activation checkpointing recomputes in the backward pass.
+
+        Dropout inside is replayed; `draws` is not, so noise is drawn outside of them.
+        """
+        ...
+
+
+class BaseTask:
+    """What most tasks have in common."""
+
+    model: nn.Module
+    size: int
+
+    def parameter_groups(self) -> list[dict]:
+        """Weight decay for matrices and kernels, none for biases and gains."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
+            {
+                "params": [parameter for parameter in trained if parameter.ndim < 2],
+                "weight_decay": 0.0,
+            },
+        ]
+        return [group for group in groups if group["params"]]
+
+    def evaluate(self) -> dict[str, float]:
+        return {}
+
+    def blocks(self) -> Iterable[nn.Module]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Where a finished run stands; the task's model then holds what `weights` holds."""
+
+    step: int
+    resumed_from: int  # 0: from the beginning
+    metrics: dict[str, float]  # the last line of metrics.jsonl
+    best: dict[str, float]  # {"step": ..., "value": ...}, or {}
+    weights: Path  # model.safetensors: the averages where `ema` is on
+
+
+def fit(task: Task, settings: Fit, out: Path | str, about: dict | None = None) -> Fitted:
+    """Trains, or goes on from the newest whole checkpoint in `out`, or returns what is finished.
+
+    about: JSON values that decide what the task is (its data, its model's size); a run is not
+    continued with others. Raises UserError for settings that differ from the recorded ones,
+    Diverged where the loss is no number, and KeyboardInterrupt, after a checkpoint, where asked
+    to stop by SIGINT or SIGTERM.
+    """
+    out = Path(out)
+    device = _device(settings)
+    storage.require_writable(str(out))
+    with storage.exclusive(str(out)):
+        task.model.to(device).train()
+        fit_record.begin(out, task, settings, about or {})
+        folder = out / "checkpoints"
+        for written in (out, folder):
+            storage.remove_temporaries(str(written))
+        training = Training(task, settings, device)
+        saved = checkpoints.newest(folder)
+        if saved:
+            training.load(*saved)
+        first = training.step
+        metrics = tracking.Metrics(out / "metrics.jsonl", first)
+        with closing(metrics):
+            if first < settings.steps:
+                tracker = tracking.tracker(settings, out, first)
+                with closing(tracker):
+                    _train(training, metrics, tracker, out)
+            _finish(training, out)
+        return Fitted(training.step, first, metrics.last, training.best, out / "model.safetensors")
+
+
+def _train(
+    training: Training, metrics: tracking.Metrics, tracker: tracking.Tracker, out: Path
+) -> None:
+    """From the step that `training` is at to the last one, in the order of time."""
+    task, settings, meter = training.task, training.settings, training.meter
+    is_cuda = training.device.type == "cuda"
+    batches = feed(task.batch, task.size, settings, start=training.step, pin=is_cuda)
+    line = tracking.Line(out.name, settings, training.step)
+    blocks = list(dict.fromkeys(task.blocks())) if settings.activation_checkpointing else []
+
+    def keep() -> None:
+        metrics.sync()
+        _keep(training, out)
+
+    with _interruptible() as interrupted, closing(line), closing(batches), _recomputing(blocks):
+        while training.step < settings.steps:
+            try:
+                training.take_step(batches)
+            except Diverged as e:
+                keep()
+                data = json.dumps(e.batch, indent=1).encode()
+                storage.write_bytes(str(out / "bad_batch.json"), data)
+                raise
+            step, is_last = training.step, training.step == settings.steps
+
+            evaluated = {}
+            if settings.evaluate_every and (step % settings.evaluate_every == 0 or is_last):
+                evaluated = meter.paused(partial(_evaluate, training, out))
+
+            if step % settings.log_every == 0 or evaluated or is_last:
+                values = training.report() | evaluated
+                metrics.write(values)
+                tracker.log(step, values)
+            line(step, metrics.last)
+
+            if step % settings.checkpoint_every == 0 or is_last or interrupted():
+                meter.paused(keep)
+            if interrupted() and not is_last:
+                raise KeyboardInterrupt(
+                    f"stopped after {step} of {settings.steps} steps; run the same command to go on"
+                )
+
+
+def _evaluate(training: Training, out: Path) -> dict[str, float]:
+    """The task's metrics; also keeps the weights if they are the best so far."""
+    settings, step = training.settings, training.step
+    model = training.task.model
+    modes = {module: module.training for module in model.modules()}
+    torch.manual_seed(key64(settings.seed, step, "evaluate"))
+    with training.averaged(), torch.no_grad(), training.autocast():
+        model.eval()
+        try:
+            found = {name: float(value) for name, value in training.task.evaluate().items()}
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        if settings.best:
+            if settings.best not in found:
+                raise UserError(
+                    f"--best {settings.best} is not among the metrics",
+                    f"give one of {', '.join(sorted(found)) or 'none: this model has no metrics'}",
+                )
+            if training.is_best(found[settings.best]):
+                training.best = {"step": step, "value": found[settings.best]}
+                _write_weights(training, out / "best.safetensors", metric=settings.best)
+    return {f"evaluate/{name}": value for name, value in found.items()}
+
+
+def _keep(training: Training, out: Path) -> None:
+    """A checkpoint of now; older ones than the last few go."""
+    folder = out / "checkpoints"
+    checkpoints.save(checkpoints.path_of(folder, training.step), *training.state())
+    checkpoints.prune(folder, training.settings.keep, training.step)
+
+
+def _finish(training: Training, out: Path) -> None:
+    """Leaves the weights to use in the model, and in model.safetensors."""
+    if training.ema:
+        training.ema.put_in()
+    path = out / "model.safetensors"
+    if checkpoints.about(path).get("step") != training.step:
+        _write_weights(training, path)
+
+
+def _write_weights(training: Training, path: Path, **about: str) -> None:
+    """The model's state dict alone, as it stands."""
+    weights = "averaged" if training.ema else "last"
+    facts = about | {"step": training.step, "weights": weights} | {"best": training.best}
+    checkpoints.save(path, training.task.model.state_dict(), facts)
+
+
+def _device(settings: Fit) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    name = settings.device if settings.device != "auto" else "cuda" if has_gpu else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is no device", "give cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not has_gpu:
+        raise UserError(f"--device {name}: torch sees no GPU here", "give --device cpu")
+    if settings.precision == "fp16" and device.type != "cuda":
+        raise UserError("--precision fp16 needs a GPU", "give --precision bf16 or fp32")
+    return device
+
+
+@contextmanager
+def _recomputing(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Activation checkpointing (1604.06174) of these modules, whose names and types stay."""
+
+    def forward(plain: Callable, *inputs: object, **named: object) -> object:
+        if not torch.is_grad_enabled():
+            return plain(*inputs, **named)
+        return recomputed(plain, *inputs, use_reentrant=False, **named)
+
+    for block in blocks:
+        block.forward = partial(forward, block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Gives whether SIGINT or SIGTERM came; the second one interrupts at once."""
+    asked = False
+
+    def ask(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        complain("stopping after this step")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: asked  # only the main thread gets signals
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

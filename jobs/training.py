@@ -1,0 +1,204 @@
+"""A model in training: everything that a checkpoint holds, and one optimizer step."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from jobs import optimizers, schedules
+from jobs.ema import Ema
+from jobs.feed import Batch, Place, moved
+from jobs.fit_settings import Fit
+from jobs.job import Stopped
+from jobs.tracking import Meter, Window
+from pipeline.draws import key64
+
+if TYPE_CHECKING:
+    from jobs.fit import Task
+
+_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MOST_SKIPPED = 100  # steps in a row; GradScaler reaches a fitting scale within some twenty
+
+
+class Diverged(Stopped):
+    """The loss or the gradient is no number; `batch` says where."""
+
+    def __init__(self, message: str, batch: dict) -> None:
+        super().__init__(message)
+        self.batch = batch
+
+
+class Training:
+    """`step` counts the optimizer steps done."""
+
+    def __init__(self, task: "Task", settings: Fit, device: torch.device) -> None:
+        self.task, self.settings, self.device = task, settings, device
+        self.step = 0
+        self.best: dict[str, float] = {}
+        self.skipped = self._skipped_in_a_row = 0
+        self.window, self.meter = Window(), Meter()
+        groups = task.parameter_groups()
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        self._optimizers = optimizers.build(task.model, groups, settings)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.ema = Ema(task.model, settings.ema) if settings.ema else None
+
+    def take_step(self, batches: Iterator[tuple[Sequence[Place], Batch]]) -> None:
+        """Gradients of the micro-batches, then the optimizers; Diverged before these change a thing.
+
+        Whether loss and gradient are finite is read once per step, just before the optimizers, the
+        one time that a GPU is waited for: its queue then stands empty for as long as a launch
+        takes. For that, the weights from before a bad batch are still there.
+        """
+        settings = self.settings
+        losses, logged, samples = [], [], []
+        for micro in range(settings.accumulate):
+            places, batch = self.meter.waiting(lambda: next(batches))
+            share = len(places) / settings.batch_size
+            loss, values = self._loss(moved(batch, self.device), micro)
+            self._scaler.scale(loss * share).backward()
+            losses.append(loss.detach())
+            logged.append((values | {"loss": loss}, share))
+            samples.append(places)
+
+        for optimizer in self._optimizers:
+            self._scaler.unscale_(optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if not gradients:
+            raise ValueError("the loss depends on no parameter of any group")
+        norm = get_total_norm(gradients)
+        is_finite = torch.isfinite(norm + sum(losses)).item()
+        if is_finite:
+            self._update(norm)
+        else:
+            self._skip_or_stop(losses, norm, samples)
+        self._scaler.update()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+        for values, share in logged:
+            self.window.add(values, share)
+        if is_finite:
+            self.window.add({"grad_norm": norm})
+        self.meter.add(settings.batch_size)
+        self.step += 1
+
+    def _loss(self, batch: Batch, micro: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch, whose dropout and noise depend on nothing before it."""
+        torch.manual_seed(key64(self.settings.seed, self.step, micro, "dropout"))
+        noise = torch.Generator(self.device)
+        noise.manual_seed(key64(self.settings.seed, self.step, micro, "noise"))
+        with self.autocast():
+            return self.task.loss(batch, noise)
+
+    def _update(self, norm: Tensor) -> None:
+        self._skipped_in_a_row = 0
+        if self.settings.clip_norm:
+            clip_grads_with_norm_(self._parameters, self.settings.clip_norm, norm)
+        optimizers.set_lr(self._optimizers, self._lr(self.step))
+        for optimizer in self._optimizers:
+            optimizer.step()
+        if self.ema:
+            self.ema.update(self.step)
+
+    def _skip_or_stop(
+        self, losses: list[Tensor], norm: Tensor, samples: list[Sequence[Place]]
+    ) -> None:
+        """Overflowing fp16 gradients of a finite loss are skipped; GradScaler then scales less."""
+        bad = [part for loss, part in zip(losses, samples, strict=True) if not loss.isfinite()]
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._scaler.is_enabled() and not bad and self._skipped_in_a_row < _MOST_SKIPPED:
+            return
+        self.skipped -= 1
+        self._skipped_in_a_row -= 1
+        places = [place for part in bad or samples for place in part]
+        step = self.step + 1
+        what = "loss" if bad else "gradient"
+        again = f", after {self._skipped_in_a_row} skipped steps" if self._skipped_in_a_row else ""
+        indices = ", ".join(str(place.index) for place in places[:8])
+        more = f" and {len(places) - 8} more, see bad_batch.json" if len(places) > 8 else ""
+        raise Diverged(
+            f"step {step}: the {what} is no finite number{again}; samples {indices}{more}. "
+            f"The weights from before are kept; mend the sample, or give another OUT and a lower --lr",
+            {
+                "step": step,
+                "losses": [str(loss.item()) for loss in losses],
+                "grad_norm": str(norm.item()),
+                "samples": [asdict(place) for place in places],
+            },
+        )
+
+    def _lr(self, step: int) -> float:
+        return self.settings.lr * schedules.factor(step, self.settings)
+
+    def autocast(self) -> AbstractContextManager:
+        dtype = _FORMATS[self.settings.precision]
+        if dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype)
+
+    def averaged(self) -> AbstractContextManager:
+        return self.ema.in_place() if self.ema else nullcontext()
+
+    def is_best(self, value: float) -> bool:
+        """Whether it beats the best so far; what is no number never does."""
+        if math.isnan(value) or not self.best:
+            return not math.isnan(value)
+        before = self.best["value"]
+        return value > before if self.settings.best_is == "max" else value < before
+
+    def report(self) -> dict[str, float]:
+        """A line of metrics.jsonl: what came since the last one."""
+        skipped = {"skipped": self.skipped} if self._scaler.is_enabled() else {}
+        return {
+            "step": self.step,
+            "samples": self.step * self.settings.batch_size,
+            **self.window.means(),
+            "lr": self._lr(self.step - 1),
+            **skipped,
+            **self.meter.read(),
+        }
+
+    def state(self) -> tuple[dict[str, Tensor], dict]:
+        """What a checkpoint holds: tensors, and JSON values."""
+        parts = {
+            "model": self.task.model.state_dict(),
+            "optimizer": optimizers.state(self.task.model, self._optimizers),
+            "ema": self.ema.averages if self.ema else {},
+            "window": self.window.sums,
+        }
+        tensors = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
+        return tensors, {
+            "step": self.step,
+            "best": self.best,
+            "window": self.window.weights,
+            "scaler": self._scaler.state_dict(),
+            "skipped": [self.skipped, self._skipped_in_a_row],
+        }
+
+    def load(self, tensors: dict[str, Tensor], about: dict) -> None:
+        """The inverse of `state`."""
+        parts: dict[str, dict[str, Tensor]] = {
+            "model": {},
+            "optimizer": {},
+            "ema": {},
+            "window": {},
+        }
+        for path, tensor in tensors.items():
+            part, key = path.split("/", 1)
+            parts[part][key] = tensor
+        self.task.model.load_state_dict(parts["model"])
+        optimizers.load(self.task.model, self._optimizers, parts["optimizer"])
+        if self.ema:
+            self.ema.load(parts["ema"])
+        self.window.sums = {key: value.to(self.device) for key, value in parts["window"].items()}
+        self.window.weights = about["window"]
+        self._scaler.load_state_dict(about["scaler"])
+        self.step, self.best = about["step"], about["best"]
+        self.skipped, self._skipped_in_a_row = about["skipped"]
