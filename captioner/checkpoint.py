@@ -8,6 +8,7 @@ that is a fine-tune (its `text.*` and `text_decoder.*`, and `visual.*` if that w
 import json
 import pickle
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,6 +88,12 @@ def build(source: Source) -> Checkpoint:
 def base_stack(base: CoCa) -> Stack:
     """The stack of a style that is not a fine-tune: the base's own modules."""
     return Stack(base.text, base.text_decoder).eval()
+
+
+def copied_stack(base: CoCa) -> Stack:
+    """The start of a fine-tune: the base's text stacks, in memory of their own."""
+    stack = Stack(deepcopy(base.text), deepcopy(base.text_decoder))
+    return stack.requires_grad_(True)
 
 
 def random_stack(config: Mapping, seed: int) -> Stack:

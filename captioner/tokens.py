@@ -11,7 +11,6 @@ import torch
 from captioner.text import PAD
 from pipeline.errors import UserError
 
-
 WORD = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 
 
@@ -60,7 +59,9 @@ class WordTokenizer:
         self._ids = {word: i + 4 for i, word in enumerate(self.words)}
         self.size = len(self.words) + 4
         phrases = sorted((w for w in self.words if " " in w), key=len, reverse=True)
-        self._token = re.compile("|".join([*(rf"\b{re.escape(p)}\b" for p in phrases), WORD.pattern]))
+        self._token = re.compile(
+            "|".join([*(rf"\b{re.escape(p)}\b" for p in phrases), WORD.pattern])
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids without start and end; the text is lower-cased."""
