@@ -20,16 +20,15 @@ CAPTION = $(call flag,SHARDS,shards) $(call flag,CAPTIONER,captioner) $(call fla
 MIX = $(call flag,BLEND,blend) $(call flag,KEEP,keep) $(call flag,SEED,seed) \
       $(call flag,MAX_SIDE,max-side)
 
-.PHONY: help setup recaption caption mix stats sql calibrate test test-all bench lint format pins clean
+.PHONY: help setup recaption caption mix scenes stats sql calibrate test test-all bench lint format pins clean
 
 help:        ## Show this help
 	@awk -F '## ' '/^[a-z-]+:.*## / {split($$1, t, ":"); printf "  %-11s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Make .venv with every pinned package (the other targets do so by themselves)
 
-recaption: $(READY)  ## Shards to training shards.  SHARDS= OUT= CAPTIONER= [BLEND=95] [STYLES=short,long] [RUN=] [WORKERS=] [LIMIT=]
-	$(call need,SHARDS,SHARDS='raw/{00000..00099}.tar' OUT=data/mine CAPTIONER=<name>)
-	$(call need,OUT,SHARDS='raw/{00000..00099}.tar' OUT=data/mine CAPTIONER=<name>)
+recaption: $(READY)  ## Shards to training shards; a demo without SHARDS.  SHARDS= OUT= CAPTIONER= [BLEND=95] [STYLES=short,long] [RUN=] [WORKERS=] [LIMIT=]
+	$(if $(strip $(SHARDS)),$(call need,OUT,SHARDS='raw/{00000..00099}.tar' OUT=data/mine CAPTIONER=<name>))
 	@$(JOBS) recaption $(HOW) $(CAPTION) $(MIX) $(ARGS)
 
 caption: $(READY)  ## Captions only.  SHARDS= OUT= CAPTIONER= [STYLES=] [RUN=]
@@ -40,6 +39,10 @@ caption: $(READY)  ## Captions only.  SHARDS= OUT= CAPTIONER= [STYLES=] [RUN=]
 mix: $(READY)  ## Training shards from captions.  OUT= CAPTIONS=<run> [BLEND=95] [KEEP=<run>] [RUN=]
 	$(call need,OUT,OUT=data/mine CAPTIONS=<run> BLEND=80)
 	@$(JOBS) mix $(HOW) $(call flag,SHARDS,shards) $(call flag,CAPTIONS,captions) $(MIX) $(ARGS)
+
+scenes: $(READY)  ## Raw shards of rendered scenes, truth included.  OUT= [LEVEL=B] [N=1000] [SPLIT=train] [SEED=]
+	$(call need,OUT,OUT=data/scenes LEVEL=B N=10000)
+	@$(JOBS) scenes $(HOW) $(call flag,LEVEL,level) $(call flag,N,n) $(call flag,SPLIT,split) $(call flag,SEED,seed) $(ARGS)
 
 stats: $(READY)  ## Statistics, or any SQL.  OUT= [Q='select ...']
 	$(call need,OUT,OUT=data/mine)

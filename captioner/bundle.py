@@ -1,5 +1,6 @@
 """The recipe of the bundled captioner: its size, its words, and what it is trained on."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -32,6 +33,7 @@ STYLES = {
     "long": DecodeSettings(max_tokens=46, min_tokens=8, no_repeat_ngram=0),
 }
 """Two things that differ only in shape share a run of words, so no repetition is forbidden."""
+DIGESTED = 1000  # scenes
 MAX_WORDS = 8000 - 4
 
 # Share of batches with each kind of text in pretraining, as noisy and as true as a web crawl is.
@@ -124,6 +126,22 @@ def _pretraining_example(sample: object, kind: str, most: int, extra: Pairs) -> 
     if text is None:  # pages without an alt text give no pair: its place is taken by a true one
         text = _caption(scene, "short" if kind == "alt" else kind, draws)
     return _photograph(scene, sample, draws), text
+
+
+def digest(seed: int) -> str:
+    """sha256 of the first scenes of the training split under a seed, their images and texts."""
+    found = hashlib.sha256()
+    for index in range(DIGESTED):
+        scene = draw_scene(LEVEL, seed, index, "train")
+        found.update(render(LEVEL, scene, seed, index).tobytes())
+        for text in (alt_text(scene, seed, index).text, *_all_captions(scene)):
+            found.update((text or "").encode())
+    return found.hexdigest()
+
+
+def _all_captions(scene: Scene) -> list[str]:
+    short = [short_caption(scene, template) for template in range(len(SHORT))]
+    return short + [long_caption(scene, template) for template in range(len(LONG))]
 
 
 def style_examples(style: str) -> Callable[[Sequence], list]:

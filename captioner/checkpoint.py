@@ -189,18 +189,22 @@ def export_state_dict(model: CoCa) -> dict[str, Tensor]:
     return {key: value.detach().contiguous() for key, value in model.state_dict().items()}
 
 
-def save_captioner(checkpoint: Checkpoint, directory: str | Path) -> None:
-    """Write our own directory; `load_captioner` reads it back. `config.json` comes last."""
+def save_captioner(
+    checkpoint: Checkpoint, directory: str | Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write our own directory; `load_captioner` reads it back. `config.json` comes last.
+
+    dtype: of the weights in the files; half precision halves them.
+    """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(export_state_dict(checkpoint.base), folder / "model.safetensors")
+    save_file(_as(dtype, checkpoint.base), folder / "model.safetensors")
     styles = {}
     for style, values in checkpoint.styles.items():
         stack = checkpoint.stacks[style]
         file = None if stack.text is checkpoint.base.text else f"{style}.safetensors"
         if file:
-            state = {key: v.detach().contiguous() for key, v in stack.state_dict().items()}
-            save_file(state, folder / file)
+            save_file(_as(dtype, stack), folder / file)
         styles[style] = {
             "weights": file,
             "context_length": values.context_length,
@@ -216,3 +220,7 @@ def save_captioner(checkpoint: Checkpoint, directory: str | Path) -> None:
         "styles": styles,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def _as(dtype: torch.dtype, module: nn.Module) -> dict[str, Tensor]:
+    return {key: v.detach().to(dtype).contiguous() for key, v in module.state_dict().items()}

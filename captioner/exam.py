@@ -6,22 +6,23 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import simplejpeg
 
+from captioner import bundle
 from captioner.captioner import CocaCaptioner
 from pipeline.scenes.captions import LONG, long_caption
 from pipeline.scenes.claims import Score, main_is_right, parse, score
 from pipeline.scenes.render import render
-from pipeline.scenes.world import LEVELS, Scene, draw_scene
+from pipeline.scenes.world import Scene, Split, draw_scene
 
 JPEG_QUALITY = 90
 SEED = 1_000_003  # scenes that no training draws
 BATCH = 128
 
 
-def held_out_scenes(level: str, num_scenes: int) -> list[tuple[Scene, bytes]]:
-    """Scenes all of whose things are held-out combinations, and their images as JPEG."""
-    found = []
+def scenes(split: Split, num_scenes: int) -> list[tuple[Scene, bytes]]:
+    """Scenes that no training draws, and their images as JPEG; in `test`, held-out combinations."""
+    level, found = bundle.LEVEL, []
     for index in range(num_scenes):
-        scene = draw_scene(LEVELS[level], SEED, index, "test")
+        scene = draw_scene(level, SEED, index, split)
         image = render(level, scene, SEED, index)
         found.append((scene, simplejpeg.encode_jpeg(image, JPEG_QUALITY)))
     return found

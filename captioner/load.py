@@ -2,8 +2,8 @@
 
 Names: `coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k` (a model and a published tag of open_clip),
 `coca_ViT-B-32:weights.safetensors` (a model and a checkpoint file), `path/to/directory` (a captioner
-saved by this project), `coca_ViT-B-32:random` (initial weights, for tests), and
-`short=<name>,long=<name>` (two captioners behind one). Nothing here loads torch.
+saved by this project), `bundled` (the one in this package), `coca_ViT-B-32:random` (initial weights,
+for tests), and `short=<name>,long=<name>` (two captioners behind one). Nothing here loads torch.
 """
 
 import hashlib
@@ -16,6 +16,10 @@ from pathlib import Path
 from captioner.config import CLIP_MEAN, CLIP_STD, check_config, model_config
 from captioner.settings import DEFAULTS, DecodeSettings
 from pipeline.errors import UserError
+
+BUNDLED = "bundled"
+"""The captioner that `make captioner` trains on rendered scenes; it knows nothing else."""
+BUNDLED_FOLDER = Path(__file__).parent / BUNDLED
 
 RANDOM_LONG_CONTEXT = 192
 CHECKPOINT_NAMES = (
@@ -134,6 +138,8 @@ def check_composition(parts: Mapping[str, str], styles: Mapping[str, tuple[str, 
 
 def resolve(name: str) -> Source:
     """Find what a name (not a composition) stands for, downloading published weights if needed."""
+    if name == BUNDLED:
+        return _read_bundled()
     if Path(name).is_dir():
         return read_directory(name)
     architecture, _, tag = name.partition(":")
@@ -156,6 +162,15 @@ def resolve(name: str) -> Source:
     if "/" in tag or path.suffix in {".safetensors", ".pt", ".pth", ".bin"}:
         raise UserError(f"captioner {name!r}: no checkpoint at {tag}", "check the path")
     return Source(name, config, styles, weights=download(architecture, tag))
+
+
+def _read_bundled() -> Source:
+    if not (BUNDLED_FOLDER / "config.json").is_file():
+        raise UserError(
+            f"captioner {BUNDLED!r} is not in this package",
+            "train it with make captioner, or name another: CAPTIONER=<model>:<file>",
+        )
+    return replace(read_directory(str(BUNDLED_FOLDER)), name=BUNDLED)
 
 
 def download(architecture: str, tag: str) -> Path:

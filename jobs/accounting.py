@@ -18,12 +18,13 @@ _MOST_FAILED_SHARDS = 20
 
 def print_plan(run: Run, shards: list[Shard], summary: Summary, how: "Execution") -> None:
     """For --dry-run: settings, what is done, what would run."""
-    print(f"{run.kind} {run.name}  ->  {run.folder}")
+    print(f"{run.title}  ->  {run.folder}")
     for key, value in sorted(flat(run.config).items()):
         print(f"  {key} = {value}")
     print(f"  {len(shards)} shards: {summary.reused} done, {len(shards) - summary.reused} to do")
     for shard in shards[:5]:
-        print(f"    {shard.name}  {storage.public(shard.url)}  {shard.size} bytes")
+        size = f"{shard.size} bytes" if shard.size else f"{shard.samples} samples"
+        print(f"    {shard.name}  {storage.public(shard.url)}  {size}")
     if len(shards) > 5:
         print(f"    ... and {len(shards) - 5} more")
     print(f"  executor = {how.executor}, workers = {how.workers or 'all cores'}")
@@ -32,7 +33,7 @@ def print_plan(run: Run, shards: list[Shard], summary: Summary, how: "Execution"
 def print_summary(run: Run, summary: Summary, seconds: float) -> None:
     """The accounting table; every sample that came in is in one of its numbers."""
     status = summary.totals.get("status", Counter())
-    print(f"{run.kind} {run.name}")
+    print(run.title)
     print(
         f"  shards    {summary.planned} planned = {summary.fresh} done now in {seconds:.1f} s"
         f" + {summary.reused} done before"

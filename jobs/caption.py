@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from jobs.job import Execution, execute, require
+from jobs.job import Execution, execute, require, say
 
 if TYPE_CHECKING:
     from captioner.load import CaptionerInfo
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pipeline.manifest import Shard
 
 KIND = "captions"
+PUBLISHED = "coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k"
+BUNDLED_NOTE = f"""\
+note: no CAPTIONER given, so `bundled` writes the captions; it only knows rendered scenes (make scenes).
+      For photographs: CAPTIONER={PUBLISHED}, <model>:<file>, or your own directory"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,8 @@ class Caption(Execution):
     shards: str
     """A tar, a folder of tars, a glob, a brace pattern, or @list.txt; local or any fsspec URL."""
     captioner: str = ""
-    """<open_clip model>:<tag or file>, a captioner's directory, or short=<name>,long=<name>."""
+    """<open_clip model>:<tag or file>, a captioner's directory, or short=<name>,long=<name>; by
+    default `bundled`, which only knows rendered scenes."""
     styles: str = ""
     """Comma-separated: short, long; by default all that the captioner has."""
     limit: int = 0
@@ -58,7 +63,9 @@ def run(config: Caption) -> "Summary":
     from pipeline.stage import SidecarWork
 
     out = storage.absolute(config.out)
-    info = describe_captioner(require_captioner(config.captioner))
+    info = describe_captioner(captioner_of(config))
+    if not config.captioner:
+        say(BUNDLED_NOTE)
     styles = chosen_styles(config.styles, info)
     decode = _decode(config, info, styles)
     device = _device(config)
@@ -108,20 +115,19 @@ def run(config: Caption) -> "Summary":
 
 def run_name(config: Caption) -> str:
     """RUN as given, or the captioner's name fit for a folder; LIMIT runs are told apart."""
-    name = config.run or "".join(c if c.isalnum() or c in "-_" else "-" for c in config.captioner)
+    name = config.run or _folder_name(captioner_of(config))
     return f"{name[:80].strip('-')}-limit{config.limit}" if config.limit else name[:80].strip("-")
 
 
-def require_captioner(name: str) -> str:
-    from pipeline.errors import UserError
+def _folder_name(captioner: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in captioner)
 
-    if not name:
-        raise UserError(
-            "CAPTIONER is missing",
-            "for example CAPTIONER=coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k, "
-            "<model>:<file>, or a captioner's directory",
-        )
-    return name
+
+def captioner_of(config: Caption) -> str:
+    """CAPTIONER as given, or the one that is always there."""
+    from captioner.load import BUNDLED
+
+    return config.captioner or BUNDLED
 
 
 def chosen_styles(text: str, info: "CaptionerInfo") -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """captioner: trains the bundled captioner from scratch on rendered scenes, examines and saves it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.job import require
+from jobs.job import require, say
+from pipeline import storage
 
 if TYPE_CHECKING:
     from captioner.checkpoint import Checkpoint
@@ -48,10 +49,16 @@ def run(config: TrainCaptioner) -> None:
     import torch
 
     from captioner import bundle, extra
+    from captioner.load import BUNDLED_FOLDER
 
     torch.set_num_threads(config.threads)
+    out = Path(config.out or BUNDLED_FOLDER)
+    storage.require_writable(str(out))
     pairs = extra.read_pairs(config.extra, bundle.LEVEL.pixels) if config.extra else extra.NONE
+    if pairs.texts:
+        say(f"extra: {len(pairs.texts)} pairs, left out {dict(pairs.left_out) or 'none'}")
     checkpoint = _train(config, pairs)
+    _save(config, checkpoint, pairs, out)
 
 
 def _train(config: TrainCaptioner, pairs: "Pairs") -> "Checkpoint":
@@ -113,3 +120,40 @@ def _settings(config: TrainCaptioner, steps: int, lr: float, number: int) -> "Fi
         checkpoint_every=250,
         log_every=50,
     )
+
+
+def _save(config: TrainCaptioner, checkpoint: "Checkpoint", pairs: "Pairs", out: Path) -> None:
+    """Weights in half precision, thresholds, and the model card with what the examination gave."""
+    import torch
+
+    from captioner import exam
+    from captioner.calibrate import calibrate
+    from captioner.captioner import load_captioner
+    from captioner.checkpoint import save_captioner
+    from captioner.model_card import model_card
+
+    save_captioner(checkpoint, out, dtype=torch.float16)
+    captioner = load_captioner(str(out), device=config.device)
+    thresholds = calibrate(captioner, [captioner.prepare(i) for _, i in exam.scenes("train", 1000)])
+    styles = {s: replace(v, calibration=thresholds[s]) for s, v in checkpoint.styles.items()}
+    save_captioner(replace(checkpoint, styles=styles), out, dtype=torch.float16)
+
+    captioner = load_captioner(str(out), device=config.device)
+    scenes = exam.scenes("test", config.held_out)
+    figures = exam.examine(captioner, scenes)
+    figures["recall_at_1"] = exam.recall_at_1(captioner, scenes, RANKED)
+    parts = (checkpoint.base, *checkpoint.stacks.values())
+    card = model_card(
+        figures | {"scenes": config.held_out, "ranked": RANKED},
+        thresholds,
+        parameters=sum(p.numel() for part in parts for p in part.parameters()),
+        steps={"base": config.base_steps, "long": config.long_steps, "short": config.short_steps},
+        batch_size=BATCH,
+        seed=config.seed,
+        extra=pairs,
+        environment=captioner.environment | {"threads": str(config.threads)},
+    )
+    storage.write_bytes(str(out / "README.md"), card.encode())
+    for name, value in figures.items():
+        say(f"  {name:12} {value:.4f}")
+    say(f"saved in {out}")

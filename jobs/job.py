@@ -78,10 +78,10 @@ def execute(
     storage.require_writable(run.folder)
     with storage.exclusive(run.folder):
         for change in runs.begin(run, (s.name for s in shards)):
-            print(f"note: environment of {run.kind}/{run.name} changed: {change}")
+            print(f"note: environment of {run.title} changed: {change}")
         storage.remove_temporaries(run.folder)
         summary = find_done(work, shards)
-        progress = Progress(f"{run.kind} {run.name}", summary)
+        progress = Progress(run.title, summary)
         start = time.monotonic()
         executor = _executor(work, how, threads, gpu, len(shards) - summary.reused)
         runner = Runner(
@@ -109,7 +109,7 @@ def execute(
 
 
 def _executor(work: "Work", how: Execution, threads: int, gpu: bool, todo: int) -> "Executor":
-    if how.executor == "inline":
+    if how.executor == "inline" or not todo:  # nothing to do is no reason to start a Ray
         from jobs.inline import Inline
 
         return Inline(work)

@@ -1,9 +1,9 @@
-"""recaption: the main job. Captions shards, mixes training shards, prints statistics."""
+"""recaption: the main job. Captions shards, mixes training shards, prints statistics; or shows a demo."""
 
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from jobs import caption, mix, stats
+from jobs import caption, demo, mix, stats
 from jobs.caption import Caption
 from jobs.job import say
 from jobs.mix import Mix
@@ -15,8 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Recaption(Caption):
-    """Raw shards in, blended training shards and a catalog out: caption, mix and stats in one."""
+    """Raw shards in, blended training shards and a catalog out: caption, mix and stats in one.
 
+    Without shards it is a demo: the same on a few hundred rendered scenes, and a look at the result.
+    """
+
+    shards: str = ""
+    """A tar, a folder of tars, a glob, a brace pattern, or @list.txt; local or any fsspec URL."""
+    out: str = ""
+    """The data folder: a path or any fsspec URL; data/demo for the demo."""
     keep: str = ""
     """A keep-list: only the samples it keeps are mixed."""
     blend: str = "95"
@@ -28,7 +35,33 @@ class Recaption(Caption):
 
 
 def run(config: Recaption) -> "list[Summary]":
-    """Runs the three verbs; a later run of the same command does only what is missing."""
+    """Runs the verbs; a later run of the same command does only what is missing."""
+    from pipeline.errors import UserError
+
+    if not config.shards:
+        return _demo(config)
+    if not config.out:
+        raise UserError("OUT is missing", "name a data folder, for example OUT=data/mine")
+    return _recaption(config)
+
+
+def _demo(config: Recaption) -> "list[Summary]":
+    from pipeline import storage
+
+    out = config.out or demo.OUT
+    shards = storage.join(storage.absolute(out), "shards")
+    config = replace(config, out=out, shards=shards, captioner=caption.captioner_of(config))
+    mixing = _mix(config, caption.run_name(config))
+    _check_mix(config, mixing)
+    rendered = demo.render(out, config.dry_run)
+    if config.dry_run:
+        return [rendered]
+    summaries = _recaption(config)
+    demo.show(out, mixing.captions, mix.run_name(mixing))
+    return [rendered, *summaries]
+
+
+def _recaption(config: Recaption) -> "list[Summary]":
     own = {f.name: getattr(config, f.name) for f in fields(Caption)}
     run_name = caption.run_name(config)
     mixing = _mix(config, run_name)
@@ -57,7 +90,7 @@ def _check_mix(config: Recaption, mixing: Mix) -> None:
     from pipeline.runs import Run
 
     out = storage.absolute(config.out)
-    info = describe_captioner(caption.require_captioner(config.captioner))
+    info = describe_captioner(caption.captioner_of(config))
     recipe = mix.recipe_of(mixing)
     mix.check_sources(recipe, out, caption.chosen_styles(config.styles, info))
     wanted = mixes.settings(recipe)

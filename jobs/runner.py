@@ -170,14 +170,16 @@ class Runner:
         if self._rounds[name] > MAX_NARROWINGS:
             self._give_up(task, outcome)
             return
+        shard = task.shard
         try:
-            count = count_samples(task.shard)
+            known = shard.samples if shard.limit is None else None
+            count = count_samples(shard) if known is None else known
         except Exception as e:  # stores raise whatever they like, and quote URLs in it
-            message = f"{outcome.message}; then {storage.scrub(str(e), task.shard.url)}"
+            message = f"{outcome.message}; then {storage.scrub(str(e), shard.url)}"
             self._give_up(task, Outcome("bad", message=message))
             return
         self._narrowings[name] = Narrowing(count, task.lost)
-        self._probe_next(task.shard)
+        self._probe_next(shard)
 
     def _handle_probe(self, task: Task, outcome: Outcome) -> None:
         narrowing = self._narrowings[task.shard.name]

@@ -6,8 +6,9 @@ and a `_stats.json`; the last is its record, is written last, and marks it done.
 
 import hashlib
 import json
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.runs import Run, canonical
+from pipeline.schemas import OK, table_of
+from pipeline.writing import ShardWriter
 
 _METADATA = b"recaption"
 _ROWS_PER_BATCH = 1000
@@ -96,6 +99,40 @@ def in_memory(url: str) -> pa.BufferReader:
 def sha256_file(url: str) -> str:
     with storage.open_read(url) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_shard(
+    run: Run,
+    shard: str,
+    schema: pa.Schema,
+    rows: Callable[[ShardWriter], Iterable[dict]],
+    record: Callable[[pa.Table], Record],
+) -> Record:
+    """Commits one shard; no tar where no row is `ok`.
+
+    rows: writes samples and gives a row for each. record: what the shard says of itself, asked for
+    when all rows are there.
+    """
+    start = time.time()
+    storage.remove(stats_url(run, shard))  # what it marks ends here
+    tar, parquet = f"{shard}.tar", f"{shard}.parquet"
+    files = {}
+    with storage.write_atomic(run.file(tar)) as part:
+        with ShardWriter(part) as writer:
+            table = table_of(rows(writer), schema)
+        if OK in tally(table)["status"]:
+            files[tar] = {"size": writer.size, "sha256": writer.sha256}
+        else:
+            part.unlink()
+            storage.remove(run.file(tar))
+    with storage.write_atomic(run.file(parquet)) as part:
+        write_parquet(table, part)
+        files[parquet] = {"size": part.stat().st_size, "sha256": sha256_file(str(part))}
+    made = record(table)
+    end = time.time()
+    clocks = {"start_time": start, "end_time": end, "duration": end - start}
+    write_stats(run, made, files, clocks)
+    return made
 
 
 def stats_url(run: Run, shard: str) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import re
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from pipeline.manifest import Shard
 from pipeline.reading import READING_REASONS, BadShard, ReadReport, read_samples
 from pipeline.runs import Run
 from pipeline.samples import Sample
-from pipeline.schemas import CAPTIONS, KEEP, MIX, OK, STYLES, table_of
+from pipeline.schemas import CAPTIONS, KEEP, MIX, OK, STYLES
 from pipeline.writing import ShardWriter
 
 KIND = "mix"
@@ -81,39 +80,23 @@ class MixWork:
 
     def perform(self, shard: Shard, lost: frozenset[int]) -> commit.Record:
         """Writes and commits one training shard; no tar where nothing is kept."""
-        start = time.time()
         shard = self._limited(shard)
         inputs = self._derived_from(shard)
         report = ReadReport()
-        storage.remove(commit.stats_url(self.run, shard.name))  # what it marks ends here
-        tar, parquet = (f"{shard.name}.{suffix}" for suffix in ("tar", "parquet"))
-        files = {}
-        with storage.write_atomic(self.run.file(tar)) as part:
-            with ShardWriter(part) as writer:
-                rows = self._rows(shard, read_samples(shard, report, lost), writer)
-                table = table_of(rows, MIX)
-            if OK in commit.tally(table)["status"]:
-                files[tar] = {"size": writer.size, "sha256": writer.sha256}
-            else:
-                part.unlink()
-                storage.remove(self.run.file(tar))
-        with storage.write_atomic(self.run.file(parquet)) as part:
-            commit.write_parquet(table, part)
-            files[parquet] = {
-                "size": part.stat().st_size,
-                "sha256": commit.sha256_file(str(part)),
-            }
-        record = commit.Record(
-            shard=shard.name,
-            config_hash=self.run.config_hash,
-            inputs=inputs | {"shard": shard.identity | {"sha256": report.sha256}},
-            environment={},
-            counts={"samples": report.samples, **commit.tally(table), **_realised(table)},
-        )
-        end = time.time()
-        clocks = {"start_time": start, "end_time": end, "duration": end - start}
-        commit.write_stats(self.run, record, files, clocks)
-        return record
+
+        def rows(writer: ShardWriter) -> Iterator[dict]:
+            return self._rows(shard, read_samples(shard, report, lost), writer)
+
+        def record(table: pa.Table) -> commit.Record:
+            return commit.Record(
+                shard=shard.name,
+                config_hash=self.run.config_hash,
+                inputs=inputs | {"shard": shard.identity | {"sha256": report.sha256}},
+                environment={},
+                counts={"samples": report.samples, **commit.tally(table), **_realised(table)},
+            )
+
+        return commit.write_shard(self.run, shard.name, MIX, rows, record)
 
     def probe(self, shard: Shard, lost: frozenset[int], indices: range) -> None:
         """Goes through some samples of a shard and keeps nothing: does the process survive?"""

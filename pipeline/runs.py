@@ -14,6 +14,9 @@ from pipeline import storage
 from pipeline.errors import UserError
 
 FILE = "run.json"
+NAMELESS = "shards"
+"""The kind whose outputs stand in `OUT/<kind>` itself where they were given no name."""
+
 _RECORDED_PACKAGES = (
     "recaption",
     "torch",
@@ -28,7 +31,7 @@ _NAME = re.compile(r"[\w@+=,-][\w@+=,.-]*")
 
 @dataclass(frozen=True)
 class Run:
-    """A named run of one kind ("captions", "mix", ...) in a data folder."""
+    """A run of one kind ("captions", "mix", ...) in a data folder; only NAMELESS ones lack a name."""
 
     out: str
     kind: str
@@ -36,14 +39,19 @@ class Run:
     config: dict  # JSON values only: everything that decides what the outputs are
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not _NAME.fullmatch(self.name) and (self.kind, self.name) != (NAMELESS, ""):
             raise UserError(
                 f"RUN={self.name!r} is no name for a folder", "use letters, digits and - _ . @"
             )
 
     @property
     def folder(self) -> str:
-        return storage.join(self.out, self.kind, self.name)
+        return _folder(self.out, self.kind, self.name)
+
+    @property
+    def title(self) -> str:
+        """What people call it: `captions first`."""
+        return f"{self.kind} {self.name}".strip()
 
     @property
     def config_hash(self) -> str:
@@ -51,6 +59,10 @@ class Run:
 
     def file(self, name: str) -> str:
         return storage.join(self.folder, name)
+
+
+def _folder(out: str, kind: str, name: str) -> str:
+    return storage.join(out, kind, *([name] if name else []))
 
 
 def canonical(value: object) -> str:
@@ -91,7 +103,7 @@ def begin(run: Run, shards: Iterable[str]) -> list[str]:
 
 def load(out: str, kind: str, name: str) -> dict | None:
     """What run.json says, or None where there is no such run."""
-    url = storage.join(out, kind, name, FILE)
+    url = storage.join(_folder(out, kind, name), FILE)
     try:
         return json.loads(storage.read_bytes(url))
     except (FileNotFoundError, NotADirectoryError):
@@ -140,9 +152,11 @@ def refuse_other_config(run: Run, before: dict) -> None:
         differ = ", ".join(
             f"{k} (was {old.get(k, 'absent')}, is {new.get(k, 'absent')})" for k in names
         )
+        flag, value = ("RUN", run.name) if run.name else ("OUT", run.out)
+        path = f"{run.kind}/{run.name}".removesuffix("/")
         raise UserError(
-            f"RUN={run.name}: {run.kind}/{run.name} was made with other settings: {differ}",
-            "give another RUN, or the same settings",
+            f"{flag}={value}: {path} was made with other settings: {differ}",
+            f"give another {flag}, or the same settings",
         )
 
 

@@ -95,6 +95,25 @@ MIX = pa.schema(
     ]
 )
 
+SCENES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # a uid comes with the name of the shard
+        pa.field("caption", pa.string()),  # the alt text; null where the page gives none
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("sha256", pa.string()),  # of the image's bytes
+        pa.field("level", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # train | test
+        pa.field("background", pa.string(), nullable=False),
+        pa.field("things", pa.string(), nullable=False),  # JSON; scenes.shards.scene_of reads it
+        pa.field("alt_text", pa.string(), nullable=False),  # its kind; see scenes.alt_text
+        pa.field("damage", pa.string(), nullable=False),  # done on purpose; "" for none
+        *_VERDICT,
+    ]
+)
+
 _ROWS_PER_BATCH = 1000
 
 

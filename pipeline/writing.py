@@ -1,9 +1,10 @@
-"""Training shards: tars whose samples all have the same members in the same order."""
+"""Shards as tars: the same samples give the same bytes, and training samples the same members."""
 
 import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -11,7 +12,7 @@ MEMBERS = ("jpg", "txt", "json")
 
 
 class ShardWriter:
-    """Writes `{key}.jpg`, `{key}.txt`, `{key}.json` per sample; same input, same bytes.
+    """Writes the members of one sample after another; same input, same bytes.
 
     After the `with` block, `size` and `sha256` are those of the file.
     """
@@ -36,10 +37,14 @@ class ShardWriter:
             self._file.close()
 
     def add(self, key: str, jpg: bytes, txt: str, json_: dict) -> dict[str, int]:
+        """Appends a training sample: `{key}.jpg`, `{key}.txt`, `{key}.json`, whatever is in them."""
+        contents = (jpg, txt.encode(), json_bytes(json_))
+        return self.add_members(key, dict(zip(MEMBERS, contents, strict=True)))
+
+    def add_members(self, key: str, members: Mapping[str, bytes]) -> dict[str, int]:
         """Appends a sample; returns where its members' bytes are: `jpg_offset`, `jpg_size`, ..."""
-        meta = json.dumps(json_, ensure_ascii=False, allow_nan=False)
         places = {}
-        for suffix, data in zip(MEMBERS, (jpg, txt.encode(), meta.encode()), strict=True):
+        for suffix, data in members.items():
             header = tarfile.TarInfo(f"{key}.{suffix}")
             header.size = len(data)
             self._tar.addfile(header, io.BytesIO(data))  # mtime 0, no owner
@@ -55,6 +60,11 @@ class ShardWriter:
     @property
     def sha256(self) -> str:
         return self._file.sha256.hexdigest()
+
+
+def json_bytes(value: dict) -> bytes:
+    """A sample's `.json`; ValueError for numbers that JSON cannot hold."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 class _HashingFile:

@@ -45,11 +45,11 @@ class AltText:
 
 
 def alt_text(scene: Scene, seed: int, index: int, noise: float = 1.0) -> AltText:
-    """The alt text of one image. `noise` multiplies every rate of NOISE_RATES; at most 3."""
+    """The alt text of one image. `noise` multiplies every rate of NOISE_RATES; at most 3.4."""
     draws = Draws(seed, index, "alt text")
     rates = [rate * noise for rate in NOISE_RATES.values()]
     relevant = 1 - sum(rates)
-    if not 0 <= noise or relevant < 0:
+    if not noise >= 0 or relevant < 0:
         raise ValueError(f"noise {noise} is not in 0 .. {1 / sum(NOISE_RATES.values()):.2f}")
     weights = (*rates, relevant * DESCRIPTIVE_SHARE, relevant * (1 - DESCRIPTIVE_SHARE))
     kind = (*NOISE_RATES, "descriptive", "partial")[draws.weighted(weights)]
@@ -57,9 +57,9 @@ def alt_text(scene: Scene, seed: int, index: int, noise: float = 1.0) -> AltText
         return AltText(None, kind)
     if kind in ("file_name", "boilerplate", "irrelevant"):
         return AltText(_OFF_TOPIC[kind](scene, draws), kind)
-    if kind == "wrong":
-        scene = _with_an_error(scene, draws)
-    text = _partial(scene, draws) if kind == "partial" else _descriptive(scene, draws)
+    text = (
+        _partial(scene, draws) if kind == "partial" else _descriptive(scene, draws, kind == "wrong")
+    )
     return AltText(_as_typed(text, draws), kind)
 
 
@@ -101,47 +101,52 @@ def _irrelevant(scene: Scene, draws: Draws) -> str:
 _OFF_TOPIC = {"file_name": _file_name, "boilerplate": _boilerplate, "irrelevant": _irrelevant}
 
 
-def _with_an_error(scene: Scene, draws: Draws) -> Scene:
-    """Another shape or colour for one thing: plausible, and not what one sees."""
-    which = draws.below(len(scene.things))
-    thing = scene.things[which]
-    if draws.chance(0.5):
-        false = replace(thing, shape=draws.choice([s for s in SHAPES if s != thing.shape]))
-    else:
-        false = replace(thing, colour=draws.choice([c for c in COLOURS if c != thing.colour]))
-    return replace(scene, things=(*scene.things[:which], false, *scene.things[which + 1 :]))
-
-
 def _partial(scene: Scene, draws: Draws) -> str:
     thing = draws.choice(scene.main if draws.chance(0.7) else scene.things)
-    words = _noun_phrase([thing], draws, column=1)
+    group = [t for t in scene.things if t.kind == thing.kind]
+    words = _noun_phrase(group, draws, column=1)
     medium = draws.choice(_MEDIA)
     return draws.choice((words, words, words, f"{medium} of {words}", f"{words} {medium}"))
 
 
-def _descriptive(scene: Scene, draws: Draws) -> str:
-    """Two things or more of what is seen: all kinds where there are several, else an attribute."""
-    groups: dict[tuple, list[Thing]] = {}
+def _descriptive(scene: Scene, draws: Draws, wrong: bool) -> str:
+    """Two things or more of what is seen: two kinds where there are several, else an attribute.
+
+    If `wrong`, the shape or colour of one of them is false: plausible, and nowhere to be seen.
+    """
+    kinds: dict[tuple, list[Thing]] = {}
     for thing in scene.things:
-        groups.setdefault(thing.kind, []).append(thing)
-    phrases = [_noun_phrase(group, draws, column=0) for group in groups.values()]
+        kinds.setdefault(thing.kind, []).append(thing)
+    groups = list(kinds.values())
+    false, attribute = -1, ""
+    if wrong:
+        false, attribute = draws.below(min(2, len(groups))), draws.choice(("shape", "colour"))
+        unseen = set(SHAPES if attribute == "shape" else COLOURS)
+        unseen -= {getattr(t, attribute) for t in scene.things}
+        value = draws.choice(sorted(unseen))
+        groups[false] = [replace(t, **{attribute: value}) for t in groups[false]]
+    phrases = [
+        _noun_phrase(group, draws, column=0, always=attribute if i == false else "")
+        for i, group in enumerate(groups)
+    ]
     text = " and ".join(phrases[:2])
     if len(groups) == 1 and not any(c in text.split() for c in COLOURS):
-        text = (
-            f"{scene.things[0].colour} {text}"
-            if draws.chance(0.5)
-            else f"{text} on {GROUND[scene.background]}"
-        )
+        if draws.chance(0.5):
+            words = text.split()
+            words.insert(len(groups[0]) > 1, groups[0][0].colour)  # behind the number
+            text = " ".join(words)
+        else:
+            text = f"{text} on {GROUND[scene.background]}"
     elif draws.chance(MENTIONS["background"][0]):
         text = f"{text} on {GROUND[scene.background]}"
     return text
 
 
-def _noun_phrase(group: list[Thing], draws: Draws, column: int) -> str:
+def _noun_phrase(group: list[Thing], draws: Draws, column: int, always: str = "") -> str:
     thing = group[0]
     words = [NUMBERS[len(group) - 1]] if len(group) > 1 else []
     for what in ("size", "colour", "texture"):
-        if draws.chance(MENTIONS[what][column]):
+        if draws.chance(MENTIONS[what][column]) or what == always:
             words.append(getattr(thing, what))
     words.append(plural(thing.shape) if len(group) > 1 else thing.shape)
     if len(group) == 1 and draws.chance(MENTIONS["position"][column]):

@@ -225,7 +225,6 @@ def test_blends_by_name_and_standing_alone(recaption, tmp_path, captioner, raw, 
 MISTAKES = {
     "no shards": ({"shards": "/nowhere/*.tar"}, "SHARDS: nothing matches /nowhere/*.tar"),
     "missing shard": ({"shards": "/nowhere/{0..2}.tar"}, "/nowhere/0.tar does not exist"),
-    "no captioner": ({"captioner": ""}, "CAPTIONER is missing"),
     "unknown model": ({"captioner": "coca_huge:random"}, "unknown captioner model"),
     "missing weights": ({"captioner": "coca_ViT-B-32:/nowhere/x.pt"}, "no checkpoint at"),
     "unknown style": ({"styles": "poem"}, "no style 'poem'"),

@@ -1,0 +1,68 @@
+"""scenes: renders scenes with exactly known content, and writes them as raw shards."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from jobs.job import Execution, execute, require
+
+if TYPE_CHECKING:
+    from jobs.runner import Summary
+    from pipeline.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes(Execution):
+    """Write raw shards of rendered scenes: OUT/shards/<shard>.tar, or OUT/shards/<run>/ with RUN."""
+
+    level: Literal["A16", "A", "B", "C"] = "B"
+    """A: one thing on 32 pixels (A16: on 16). B: up to three on 64. C: up to five on 128."""
+    n: int = 1000
+    """How many scenes."""
+    seed: int = 0
+    """Another seed draws other scenes."""
+    split: Literal["train", "test"] = "train"
+    """`test` shows only the combinations of shape, colour and texture that `train` never shows."""
+    noise: float = 1.0
+    """Multiplies the rates of missing, irrelevant and wrong alt texts; 1 is as counted on the web."""
+    damaged: float = 0.0
+    """Share of images damaged on purpose: cut off, absent, no image, or of an odd format."""
+    shard_size: int = 1000
+    """Scenes per shard."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, n=(1, None), noise=(0, 3), damaged=(0, 1), shard_size=(1, 10_000))
+
+
+def run(config: Scenes) -> "Summary":
+    """Renders what is not rendered yet. Raises UserError, Stopped."""
+    from pipeline import storage
+    from pipeline.runs import Run
+    from pipeline.scenes.shards import KIND, Recipe, SceneWork
+
+    recipe = Recipe(
+        level=config.level,
+        n=config.n,
+        seed=config.seed,
+        split=config.split,
+        noise=config.noise,
+        damaged=config.damaged,
+        shard_size=config.shard_size,
+    )
+    out = storage.absolute(config.out)
+    work = SceneWork(recipe, Run(out=out, kind=KIND, name=config.run, config=asdict(recipe)))
+    _refuse_to_overwrite(work.run)
+    return execute(work, work.run, work.planned(), config, threads=1, gpu=False)
+
+
+def _refuse_to_overwrite(run: "Run") -> None:
+    """Raw shards are written once: UserError where some stand there that no such run wrote."""
+    from pipeline import runs, storage
+    from pipeline.errors import UserError
+
+    if runs.load(run.out, run.kind, run.name) or not storage.list_files(run.folder, ".tar"):
+        return
+    raise UserError(
+        f"OUT={run.out}: {run.folder} holds shards that are no rendered scenes",
+        "give another OUT; to recaption these shards, name them: SHARDS=...",
+    )

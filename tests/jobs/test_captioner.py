@@ -1,0 +1,90 @@
+"""The verb `captioner`: trained, examined, saved with its card, and the same from the same seed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+
+from captioner import describe_captioner, load_captioner
+from jobs import captioner
+from jobs.captioner import TrainCaptioner
+from pipeline.errors import UserError
+from tests.support.shards import jpeg
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """The whole recipe on batches of eight."""
+    monkeypatch.setattr(captioner, "BATCH", 8)
+    return TrainCaptioner(
+        out=str(tmp_path / "first"),
+        work=str(tmp_path / "work"),
+        base_steps=20,
+        long_steps=20,
+        short_steps=20,
+        held_out=256,
+        threads=1,
+    )
+
+
+def test_one_seed_gives_one_captioner_and_a_second_call_trains_nothing(small, tmp_path, capsys):
+    captioner.run(small)
+    again = replace(small, out=str(tmp_path / "second"), work=str(tmp_path / "other-work"))
+    captioner.run(again)
+    files = {p.name for p in (tmp_path / "first").iterdir()}
+    assert files == {
+        *("README.md", "config.json", "tokenizer.json"),
+        *("model.safetensors", "long.safetensors", "short.safetensors"),
+    }
+    for name in files:
+        first, second = ((tmp_path / f / name).read_bytes() for f in ("first", "second"))
+        assert first == second, name
+    weights = [p for p in (tmp_path / "first").iterdir() if p.suffix == ".safetensors"]
+    assert sum(p.stat().st_size for p in weights) <= 25e6
+
+    metrics = (tmp_path / "work/base/metrics.jsonl").read_bytes()
+    captioner.run(small)
+    assert (tmp_path / "work/base/metrics.jsonl").read_bytes() == metrics
+
+    card = (tmp_path / "first/README.md").read_text()
+    assert "only knows the rendered scenes" in card
+    assert "apache-2.0" in card
+    assert "F1 of attributes" in card
+    info = describe_captioner(small.out)
+    assert set(info.styles) == {"short", "long"}
+    words = json.loads((tmp_path / "first/tokenizer.json").read_text())["words"]
+    assert len(words) <= 8000
+    [written] = load_captioner(small.out)([jpeg(1, (70, 90))])
+    assert set(written) == {"short", "long"}
+    assert "saved in" in capsys.readouterr().out
+
+
+def test_another_seed_gives_other_weights(small, tmp_path):
+    captioner.run(small)
+    captioner.run(replace(small, seed=1, out=str(tmp_path / "b"), work=str(tmp_path / "work-b")))
+    first, second = (load_file(tmp_path / f / "model.safetensors") for f in ("first", "b"))
+    assert not first["visual.conv1.weight"].equal(second["visual.conv1.weight"])
+
+
+def test_extra_images_are_learned_from_and_named_in_the_card(small, tmp_path, capsys):
+    folder = tmp_path / "extra"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(jpeg(1, (90, 80)))
+    row = {"file_name": "a.jpg", "text": "zebra crossing zebra", "license": "CC0-1.0"}
+    bad = row | {"license": "all rights reserved"}
+    (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(bad))
+    captioner.run(replace(small, extra=str(folder)))
+    card = (tmp_path / "first/README.md").read_text()
+    assert "1 extra images" in card
+    assert "licence 1" in card
+    assert "zebra" in (tmp_path / "first/tokenizer.json").read_text()
+    with pytest.raises(UserError, match="about"):
+        captioner.run(replace(small, extra="", out=str(tmp_path / "other")))
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(UserError, match="--held-out"):
+        TrainCaptioner(held_out=10)
+    with pytest.raises(UserError, match="--base-steps"):
+        TrainCaptioner(base_steps=1)
