@@ -20,7 +20,7 @@ CAPTION = $(call flag,SHARDS,shards) $(call flag,CAPTIONER,captioner) $(call fla
 MIX = $(call flag,BLEND,blend) $(call flag,KEEP,keep) $(call flag,SEED,seed) \
       $(call flag,MAX_SIDE,max-side)
 
-.PHONY: help setup recaption caption mix scenes stats sql calibrate test test-all bench lint format pins clean
+.PHONY: help setup recaption caption mix scenes stats sql calibrate captioner test test-all bench lint format pins clean
 
 help:        ## Show this help
 	@awk -F '## ' '/^[a-z-]+:.*## / {split($$1, t, ":"); printf "  %-11s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ sql: $(READY)  ## A SQL prompt over the catalog.  OUT=
 calibrate: $(READY)  ## Save a captioner with thresholds for off-image captions.  CAPTIONER= SHARDS= OUT=<directory>
 	$(call need,CAPTIONER,CAPTIONER=<name> SHARDS='raw/00000.tar' OUT=my-captioner)
 	@$(JOBS) calibrate $(call flag,CAPTIONER,captioner) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,LIMIT,limit) $(call flag,THREADS,threads) $(call flag,DEVICE,device)
+
+captioner: $(READY)  ## Train the bundled captioner anew: an hour on two cores.  [EXTRA=<folder>] [SEED=] [OUT=<directory>]
+	@$(JOBS) captioner $(call flag,OUT,out) $(call flag,EXTRA,extra) $(call flag,SEED,seed) $(call flag,THREADS,threads) $(call flag,DEVICE,device) $(ARGS)
 
 test: $(READY)  ## Tests, offline, on CPU
 	$(VENV)/bin/python -m pytest

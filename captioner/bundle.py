@@ -37,9 +37,9 @@ DIGESTED = 1000  # scenes
 MAX_WORDS = 8000 - 4
 
 # Share of batches with each kind of text in pretraining, as noisy and as true as a web crawl is.
-TEXTS = {"long": 0.65, "short": 0.1, "alt": 0.25}
+TEXTS = {"long": 0.6, "short": 0.25, "alt": 0.15}
 CONTRASTIVE = 0.1  # weight of that loss beside the captioning loss
-ONE_THING_FIRST = 0.1  # of pretraining: scenes of one thing, from which words are learned sooner
+ONE_THING_FIRST = 0.25  # of pretraining: scenes of one thing, from which words are learned sooner
 EXTRA_SHARE = 0.3  # of the samples with alt texts, where there are extra images
 
 
@@ -50,7 +50,7 @@ def model_config(vocab_size: int) -> dict:
         "embed_dim": 192,
         "vision_cfg": {
             **{"image_size": LEVEL.pixels, "patch_size": 8, "width": 192, "head_width": 64},
-            **{"layers": 4, "pos_embed_type": "sin_cos_2d"},
+            **{"layers": 4, "pos_embed_type": "sin_cos_2d", "stem_widths": [48, 96]},
         },
         "text_cfg": {
             **{**stack, "layers": 2, "embed_cls": True, "output_tokens": True},

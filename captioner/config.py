@@ -30,7 +30,7 @@ _KNOWN = {
     "vision_cfg": {
         *("image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"),
         *("attentional_pool", "attn_pooler_queries", "attn_pooler_heads", "output_tokens"),
-        *("pos_embed_type",),
+        *("pos_embed_type", "stem_widths"),  # the second is this project's own
     },
     "text_cfg": {
         *("context_length", "vocab_size", "width", "heads", "layers", "embed_cls"),

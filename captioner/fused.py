@@ -6,6 +6,8 @@ here runs without autograd, on one device, in one precision.
 
 # A rows, S tokens, n image tokens, D width, H heads, W vision width, E embedding, V vocabulary
 
+from copy import deepcopy
+
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
@@ -136,8 +138,12 @@ class ImageEncoder:
         self.dtype, self.device = layout.dtype, layout.device
         self.mean = torch.tensor(mean, device=layout.device).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(std, device=layout.device).view(1, 3, 1, 1) * 255
-        self.patch, self.size = tower.patch_size[0], tower.image_size[0]
-        self.patches = Linear(layout, tower.conv1.weight.flatten(1), None)
+        self.size = tower.image_size[0]
+        self.embed = (
+            Patches(layout, tower)
+            if isinstance(tower.conv1, torch.nn.Conv2d)
+            else Stem(layout, tower.conv1)
+        )
         self.positions = layout.tensor(tower.positional_embedding)
         self.cls = layout.tensor(tower.class_embedding) + self.positions[0]
         self.ln_pre = Norm(layout, tower.ln_pre)
@@ -156,15 +162,39 @@ class ImageEncoder:
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels -> unit features (A, E) in fp32, image tokens (A, n, D)."""
-        num, grid = len(pixels), self.size // self.patch
-        x = pixels.view(num, 3, grid, self.patch, grid, self.patch).permute(0, 2, 4, 1, 3, 5)
-        x = self.patches(x.reshape(num, grid * grid, -1)) + self.positions[1:]
-        x = self.ln_pre(torch.cat([self.cls.expand(num, 1, -1), x], dim=1))
+        x = self.embed(pixels) + self.positions[1:]
+        x = self.ln_pre(torch.cat([self.cls.expand(len(pixels), 1, -1), x], dim=1))
         for block in self.blocks:
             x = block(x)
         x = self.ln_post(x if self.pooler is None else self.pooler(x))
         features = self.projection(x[:, :2])[:, 0]  # never one row alone: see decode.MIN_ROWS
         return F.normalize(features.float(), dim=-1), x[:, 1:]
+
+
+class Patches:
+    """A convolution that is as wide as its stride, as one matrix product over patches."""
+
+    def __init__(self, layout: Layout, tower: VisionTransformer) -> None:
+        self.patch = tower.patch_size[0]
+        self.grid = tower.image_size[0] // self.patch
+        self.product = Linear(layout, tower.conv1.weight.flatten(1), None)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (A, 3, size, size) -> (A, patches, W)."""
+        num, grid, patch = len(pixels), self.grid, self.patch
+        x = pixels.view(num, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+        return self.product(x.reshape(num, grid * grid, -1))
+
+
+class Stem:
+    """A stack of convolutions."""
+
+    def __init__(self, layout: Layout, stem: torch.nn.Sequential) -> None:
+        self.stem = deepcopy(stem).to(layout.device, layout.dtype)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (A, 3, size, size) -> (A, patches, W)."""
+        return self.stem(pixels).flatten(2).transpose(1, 2)
 
 
 class Pooler:

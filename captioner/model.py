@@ -6,7 +6,8 @@ open_clip supplies the image tower; the two text stacks are ours. CoCa (2205.019
 # B batch, S tokens, n image tokens, D width, V vocabulary, E embedding of both modalities
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from open_clip.transformer import VisionTransformer
@@ -57,7 +58,7 @@ class CoCa(nn.Module):
 
 def build_image_tower(config: Mapping, embed_dim: int) -> VisionTransformer:
     """open_clip's vision transformer that returns (pooled feature, image tokens)."""
-    return VisionTransformer(
+    tower = VisionTransformer(
         image_size=config["image_size"],
         patch_size=config["patch_size"],
         width=config["width"],
@@ -71,6 +72,24 @@ def build_image_tower(config: Mapping, embed_dim: int) -> VisionTransformer:
         output_dim=embed_dim,
         output_tokens=True,
     )
+    if "stem_widths" in config:
+        tower.conv1 = conv_stem([*config["stem_widths"], config["width"]], config["patch_size"])
+    return tower
+
+
+def conv_stem(widths: Sequence[int], patch_size: int) -> nn.Sequential:
+    """3 x 3 convolutions in place of one that is as wide as a patch.
+
+    The first of them halve the image, down to a pixel per patch. What is local is learned here, from a
+    tenth of the images that attention would need. Xiao et al. 2021 (2106.14881), section 4.
+    """
+    layers: list[nn.Module] = []
+    for i, (before, width) in enumerate(pairwise([3, *widths])):
+        stride = 2 if 2 ** (i + 1) <= patch_size else 1
+        layers += [nn.Conv2d(before, width, 3, stride, padding=1), nn.GELU()]
+    if 2 ** len(widths) < patch_size:
+        raise ValueError(f"{len(widths)} convolutions cannot halve {patch_size} pixels to one")
+    return nn.Sequential(*layers[:-1])
 
 
 def random_model(config: Mapping, seed: int) -> CoCa:

@@ -12,6 +12,7 @@ VERBS = {
     "caption": ("jobs.caption", "Caption", "write short and descriptive captions of every image"),
     "mix": ("jobs.mix", "Mix", "blend captions and write training shards"),
     "scenes": ("jobs.scenes", "Scenes", "render scenes of known content into raw shards"),
+    "captioner": ("jobs.captioner", "TrainCaptioner", "train the bundled captioner from scratch"),
     "stats": ("jobs.stats", "Stats", "print statistics of captions and blends, or answer SQL"),
     "sql": ("jobs.sql", "Sql", "a SQL prompt over the catalog"),
     "calibrate": (

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from captioner.extra import Pairs
     from jobs.fit import Fit
 
-BATCH = 128
+BATCH = 64
+CALIBRATED = 1000  # scenes that the thresholds for off-image captions are measured on
 RANKED = 256  # images among which a caption must find its own
 
 
@@ -26,11 +27,11 @@ class TrainCaptioner:
     """Where checkpoints and metrics go; the same command goes on from there."""
     extra: str = ""
     """A folder of more images with a metadata.jsonl (file_name, text or texts, license)."""
-    base_steps: int = 3000
-    """Steps of 128 images with the contrastive and the captioning loss."""
-    long_steps: int = 1500
+    base_steps: int = 5400
+    """Steps of 64 images with the contrastive and the captioning loss."""
+    long_steps: int = 1800
     """Steps of the descriptive fine-tune."""
-    short_steps: int = 400
+    short_steps: int = 700
     """Steps of the short fine-tune."""
     held_out: int = 2000
     """Scenes of the examination."""
@@ -80,7 +81,7 @@ def _train(config: TrainCaptioner, pairs: "Pairs") -> "Checkpoint":
     init_from_fan_in(base, config.seed)
     examples = bundle.pretraining_examples(config.base_steps, pairs)
     task = Pretraining(base, examples, *shared, contrastive=bundle.CONTRASTIVE)
-    fit(task, _settings(config, config.base_steps, 1.5e-3, number=0), work / "base", about)
+    fit(task, _settings(config, config.base_steps, 3e-3, number=0), work / "base", about)
     base.eval().requires_grad_(False)
 
     stacks = {}
@@ -89,7 +90,7 @@ def _train(config: TrainCaptioner, pairs: "Pairs") -> "Checkpoint":
         stacks[style] = copied_stack(base)
         model = StyleModel(base.visual, stacks[style])
         task = FineTuning(model, bundle.style_examples(style), *shared)
-        settings = _settings(config, steps[style], 6e-4, number)
+        settings = _settings(config, steps[style], 1e-3, number)
         fit(task, settings, work / style, about)
     return Checkpoint(
         model_config=model_config,
@@ -117,7 +118,7 @@ def _settings(config: TrainCaptioner, steps: int, lr: float, number: int) -> "Fi
         precision="bf16",
         seed=3 * config.seed + number,
         device=config.device,
-        checkpoint_every=250,
+        checkpoint_every=500,
         log_every=50,
     )
 
@@ -134,7 +135,8 @@ def _save(config: TrainCaptioner, checkpoint: "Checkpoint", pairs: "Pairs", out:
 
     save_captioner(checkpoint, out, dtype=torch.float16)
     captioner = load_captioner(str(out), device=config.device)
-    thresholds = calibrate(captioner, [captioner.prepare(i) for _, i in exam.scenes("train", 1000)])
+    crops = [captioner.prepare(image) for _, image in exam.scenes("train", CALIBRATED)]
+    thresholds = calibrate(captioner, crops)
     styles = {s: replace(v, calibration=thresholds[s]) for s, v in checkpoint.styles.items()}
     save_captioner(replace(checkpoint, styles=styles), out, dtype=torch.float16)
 

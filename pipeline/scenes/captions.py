@@ -70,7 +70,7 @@ _THAT_IS = "{number} {shape} that {is} {size}, {colour} and {texture} {places}"
 
 LONG = (
     Template("{things} on {ground}. {relation}", _AFTER),
-    Template("{things} on {ground}. {relation}", _AFTER, main_first=True),
+    Template("on {ground} {are} {things}. {relation}", _AFTER, main_first=True),
     Template("{things} on {ground}. {relation}", _TEXTURE_FIRST),
     Template("{things} with {ground} behind. {relation}", _AFTER, main_first=True),
     Template("{things} with {ground} behind. {relation}", _TEXTURE_FIRST, main_first=True),

@@ -11,6 +11,7 @@ TAKES = {
     "bench_job": ("--data", "--quick"),
     "bench_memory": (),
     "bench_fit": ("--quick",),
+    "bench_bundled": ("--quick",),
 }
 """Benchmark -> the flags that mean something to it."""
 
