@@ -102,26 +102,22 @@ def _phrases() -> tuple[str, ...]:
 
 
 def pretraining_examples(steps: int, extra: Pairs) -> Callable[[Sequence], list]:
-    """Level-B scenes with descriptions, names or alt texts: one kind of text in each batch.
-
-    Texts of one kind are about equally long, so that little of a batch is padding.
-    """
+    """Level-B scenes with descriptions, names or alt texts; at first scenes of one thing, described."""
 
     def examples(samples: Sequence) -> list[tuple[np.ndarray, str]]:
-        first = samples[0]
-        kind = tuple(TEXTS)[Draws(first.seed, first.step, "kind").weighted(tuple(TEXTS.values()))]
-        most = 1 if first.step < ONE_THING_FIRST * steps else 0
-        return [_pretraining_example(sample, kind, most, extra) for sample in samples]
+        is_early = samples[0].step < ONE_THING_FIRST * steps
+        return [_pretraining_example(sample, is_early, extra) for sample in samples]
 
     return examples
 
 
-def _pretraining_example(sample: object, kind: str, most: int, extra: Pairs) -> tuple:
+def _pretraining_example(sample: object, is_early: bool, extra: Pairs) -> tuple[np.ndarray, str]:
     draws = Draws(sample.seed, sample.step, sample.index, "example")
+    kind = "long" if is_early else tuple(TEXTS)[draws.weighted(tuple(TEXTS.values()))]
     if kind == "alt" and extra.texts and draws.chance(EXTRA_SHARE):
         which = draws.below(len(extra.texts))
         return extra.crops[which], extra.texts[which]
-    scene = draw_scene(LEVEL, sample.seed, sample.index, "train", most)
+    scene = draw_scene(LEVEL, sample.seed, sample.index, "train", most=1 if is_early else 0)
     text = alt_text(scene, sample.seed, sample.index).text if kind == "alt" else None
     if text is None:  # pages without an alt text give no pair: its place is taken by a true one
         text = _caption(scene, "short" if kind == "alt" else kind, draws)
