@@ -40,7 +40,7 @@ mix: $(READY)  ## Training shards from captions.  OUT= CAPTIONS=<run> [BLEND=95]
 	$(call need,OUT,OUT=data/mine CAPTIONS=<run> BLEND=80)
 	@$(JOBS) mix $(HOW) $(call flag,SHARDS,shards) $(call flag,CAPTIONS,captions) $(MIX) $(ARGS)
 
-scenes: $(READY)  ## Raw shards of rendered scenes, truth included.  OUT= [LEVEL=B] [N=1000] [SPLIT=train] [SEED=]
+scenes: $(READY)  ## Raw shards of rendered scenes, truth included.  OUT= [LEVEL=B] [N=1000] [SPLIT=train] [SEED=] [LIMIT=]
 	$(call need,OUT,OUT=data/scenes LEVEL=B N=10000)
 	@$(JOBS) scenes $(HOW) $(call flag,LEVEL,level) $(call flag,N,n) $(call flag,SPLIT,split) $(call flag,SEED,seed) $(ARGS)
 
@@ -56,8 +56,8 @@ calibrate: $(READY)  ## Save a captioner with thresholds for off-image captions.
 	$(call need,CAPTIONER,CAPTIONER=<name> SHARDS='raw/00000.tar' OUT=my-captioner)
 	@$(JOBS) calibrate $(call flag,CAPTIONER,captioner) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,LIMIT,limit) $(call flag,THREADS,threads) $(call flag,DEVICE,device)
 
-captioner: $(READY)  ## Train the bundled captioner anew: an hour on two cores.  [EXTRA=<folder>] [SEED=] [OUT=<directory>]
-	@$(JOBS) captioner $(call flag,OUT,out) $(call flag,EXTRA,extra) $(call flag,SEED,seed) $(call flag,THREADS,threads) $(call flag,DEVICE,device) $(ARGS)
+captioner: $(READY)  ## Train the bundled captioner anew: an hour on two cores.  [EXTRA=<folder>] [SEED=] [OUT=<directory>] [DRY_RUN=1]
+	@$(JOBS) captioner $(call flag,OUT,out) $(call flag,EXTRA,extra) $(call flag,SEED,seed) $(call flag,THREADS,threads) $(call flag,DEVICE,device) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 test: $(READY)  ## Tests, offline, on CPU
 	$(VENV)/bin/python -m pytest

@@ -131,7 +131,7 @@ class Block:
 class ImageEncoder:
     """open_clip's vision transformer with attention pooling; queries of the pooler precomputed.
 
-    A tower without pooler, or with other blocks, runs as open_clip's own module.
+    A tower without pooler is fused, too; a stem of convolutions runs as its own module.
     """
 
     def __init__(self, layout: Layout, tower: VisionTransformer, mean: list, std: list) -> None:

@@ -44,12 +44,15 @@ class CoCa(nn.Module):
         """Captions as token ids (B, S), padded -> unit features (B, E)."""
         return F.normalize(self.text(ids)[0], dim=-1)
 
-    def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What training needs: unit features of images and texts (B, E), logits (B, S, V)."""
+    def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What training needs: unit features of images and texts (B, E), logits (B, S, V), and the
+        scale () of the contrastive logits.
+        """
         image_features, image_tokens = self.encode_image(images)
         text_features, token_states = self.text(ids)
         logits = self.text_decoder(image_tokens, token_states)
-        return image_features, F.normalize(text_features, dim=-1), logits
+        text_features = F.normalize(text_features, dim=-1)
+        return image_features, text_features, logits, self.logit_scale.exp()
 
     def logits(self, image_tokens: Tensor, ids: Tensor) -> Tensor:
         """Teacher-forced logits (B, S, V); position t predicts token t + 1 of ids (B, S)."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from captioner import bundle
 from captioner.captioner import CocaCaptioner
@@ -109,6 +110,42 @@ def test_pretraining_and_two_fine_tunes_learn_what_each_is_taught(tokenizer, tmp
     assert [w["short"].text for w in written][:3] == expected_short[:3]
     similar = captioner.encode_text(CAPTIONS) @ captioner.encode_image(pictures).T
     assert similar.argmax(axis=1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("style", [False, True])
+def test_recomputed_blocks_change_nothing(style, tokenizer, tmp_path):
+    weights = []
+    for recomputes in (False, True):
+        base = new_base(tokenizer)
+        if style:
+            task = FineTuning(StyleModel(base.visual, copied_stack(base)), *shared(tokenizer))
+        else:
+            task = Pretraining(base, *shared(tokenizer), contrastive=1.0)
+        settings = Fit(steps=2, batch_size=4, device="cpu", activation_checkpointing=recomputes)
+        fit(task, settings, tmp_path / str(recomputes))
+        weights.append(task.model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_loss_needs_nothing_of_the_model_but_its_forward_pass(tokenizer):
+    """What DistributedDataParallel and FSDP leave of it."""
+
+    class Wrapped(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.module = model
+
+        def forward(self, *inputs):
+            return self.module(*inputs)
+
+    task = Pretraining(new_base(tokenizer), *shared(tokenizer), contrastive=1.0)
+    batch = task.batch([At(0, 0, i) for i in range(4)])
+    expected = task.loss(batch, torch.Generator())[0]
+    task.model = Wrapped(task.model)
+    loss, _ = task.loss(batch, torch.Generator())
+    loss.backward()
+    assert loss == expected
+    assert all(parameter.grad is not None for parameter in task.model.parameters())
 
 
 def test_initial_weights_depend_on_the_seed_alone(tokenizer):

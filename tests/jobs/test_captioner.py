@@ -1,6 +1,7 @@
 """The verb `captioner`: trained, examined, saved with its card, and the same from the same seed."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from captioner import describe_captioner, load_captioner
 from jobs import captioner
 from jobs.captioner import TrainCaptioner
+from jobs.job import Stopped
 from pipeline.errors import UserError
 from tests.support.shards import jpeg
 
@@ -17,6 +19,7 @@ from tests.support.shards import jpeg
 def small(monkeypatch, tmp_path):
     """The whole recipe on batches of eight."""
     monkeypatch.setattr(captioner, "BATCH", 8)
+    monkeypatch.setattr(captioner, "CALIBRATED", 64)
     return TrainCaptioner(
         out=str(tmp_path / "first"),
         work=str(tmp_path / "work"),
@@ -34,14 +37,17 @@ def test_one_seed_gives_one_captioner_and_a_second_call_trains_nothing(small, tm
     captioner.run(again)
     files = {p.name for p in (tmp_path / "first").iterdir()}
     assert files == {
-        *("README.md", "config.json", "tokenizer.json"),
+        *("README.md", "config.json", "tokenizer.json", "training.json"),
         *("model.safetensors", "long.safetensors", "short.safetensors"),
     }
-    for name in files:
+    for name in files - {"training.json"}:
         first, second = ((tmp_path / f / name).read_bytes() for f in ("first", "second"))
         assert first == second, name
     weights = [p for p in (tmp_path / "first").iterdir() if p.suffix == ".safetensors"]
     assert sum(p.stat().st_size for p in weights) <= 25e6
+    record = json.loads((tmp_path / "first/training.json").read_text())
+    assert len({t["sha256"] for t in record["trainings"].values()}) == 3
+    assert {t["seed"] for t in record["trainings"].values()} == {0, 1, 2}
 
     metrics = (tmp_path / "work/base/metrics.jsonl").read_bytes()
     captioner.run(small)
@@ -78,9 +84,38 @@ def test_extra_images_are_learned_from_and_named_in_the_card(small, tmp_path, ca
     card = (tmp_path / "first/README.md").read_text()
     assert "1 extra images" in card
     assert "licence 1" in card
+    assert "CC0-1.0 (1)" in card
     assert "zebra" in (tmp_path / "first/tokenizer.json").read_text()
-    with pytest.raises(UserError, match="about"):
+    record = json.loads((tmp_path / "first/training.json").read_text())
+    assert record["extra"] == [{"file_name": "a.jpg", "license": "CC0-1.0"}]
+    with pytest.raises(UserError, match="trained with other settings"):
         captioner.run(replace(small, extra="", out=str(tmp_path / "other")))
+
+
+def test_fine_tunes_of_another_base_are_trained_anew(small, tmp_path):
+    captioner.run(small)
+    shutil.rmtree(tmp_path / "work/base")
+    captioner.run(replace(small, base_steps=21))
+    fine_tunes = [p for p in (tmp_path / "work").iterdir() if p.name.startswith("long-")]
+    assert len(fine_tunes) == 2
+
+
+def test_a_captioner_below_the_bars_does_not_replace_the_one_in_the_package(
+    small, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("captioner.load.BUNDLED_FOLDER", tmp_path / "package")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/config.json").write_text("the old one")
+    with pytest.raises(Stopped, match=r"not good enough for the package: long_f1 0\.\d+ < 0\.97"):
+        captioner.run(replace(small, out=""))
+    assert [p.name for p in (tmp_path / "package").iterdir()] == ["config.json"]
+    assert load_captioner(str(tmp_path / "work/captioner")).styles
+
+
+def test_a_dry_run_trains_nothing(small, tmp_path, capsys):
+    captioner.run(replace(small, dry_run=True))
+    assert "2" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_settings_out_of_range_are_refused():
