@@ -7,13 +7,14 @@ from jobs.runner import Summary
 from pipeline import storage
 from pipeline.manifest import Shard
 from pipeline.runs import Run, flat
-from pipeline.schemas import OK
+from pipeline.schemas import OK, STYLES
 
 if TYPE_CHECKING:
     from jobs.job import Execution
 
 FAILURES = "failures.log"
 _MOST_FAILED_SHARDS = 20
+_FIRST = ("caption_status", *(f"{style}_status" for style in STYLES), "source", "fallback")
 
 
 def print_plan(run: Run, shards: list[Shard], summary: Summary, how: "Execution") -> None:
@@ -41,14 +42,14 @@ def print_summary(run: Run, summary: Summary, seconds: float) -> None:
         f" + {len(summary.failed)} failed"
     )
     reasons = summary.totals.get("reason", Counter())
-    verdicts = [f"{status[OK]} ok", *(f"{n} {r}" for r, n in reasons.most_common())]
+    verdicts = [f"{status[OK]} ok", *(f"{n} {r}" for r, n in _ranked(reasons))]
     print(f"  samples   {summary.samples} in = {' + '.join(verdicts)}")
     if summary.samples != status[OK] + reasons.total():
         raise RuntimeError(f"{run.folder}: the accounting does not add up: {summary.totals}")
-    for column, counts in summary.totals.items():
+    for column in sorted(summary.totals, key=_place):
         if column in ("status", "reason"):
             continue
-        line = "  ".join(f"{value} {n}" for value, n in counts.most_common())
+        line = "  ".join(f"{value} {n}" for value, n in _ranked(summary.totals[column]))
         print(
             f"  {column.removesuffix('_status'):9} {line}" if line else "", end="\n" if line else ""
         )
@@ -60,6 +61,16 @@ def print_summary(run: Run, summary: Summary, seconds: float) -> None:
         print(f"  FAILED    {name}: {outcome.message}")
     if len(summary.failed) > _MOST_FAILED_SHARDS:
         print(f"  FAILED    {len(summary.failed) - _MOST_FAILED_SHARDS} more, in {FAILURES}")
+
+
+def _place(column: str) -> tuple[int, str]:
+    """Where a column is printed: the same place whether its shards were done now or before."""
+    return (_FIRST.index(column) if column in _FIRST else len(_FIRST), column)
+
+
+def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
+    """The most frequent first; what is equally frequent by name, not by who came first."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def write_failures(run: Run, summary: Summary) -> None:

@@ -54,8 +54,11 @@ class Caption(Execution):
         require(self, short_tokens=(0, None), long_tokens=(0, None))
 
 
-def run(config: Caption) -> "Summary":
-    """Captions what is not captioned yet. Raises UserError, Stopped."""
+def run(config: Caption, urls: list[str] | None = None) -> "Summary":
+    """Captions what is not captioned yet. Raises UserError, Stopped.
+
+    urls: the shards by their own names, in place of the pattern that `shards` is.
+    """
     from captioner.load import describe_captioner
     from captioner.stage import CaptionStage
     from pipeline import manifest, specs, storage
@@ -69,7 +72,7 @@ def run(config: Caption) -> "Summary":
     styles = chosen_styles(config.styles, info)
     decode = _decode(config, info, styles)
     device = _device(config)
-    urls = specs.expand(config.shards)
+    urls = specs.expand(config.shards) if urls is None else urls
     if config.dry_run:
         shards = manifest.register(out, urls, save=False)
     else:

@@ -27,10 +27,44 @@ _PRINTED, _PICTURED = 4, 8
 _MOST_COLUMNS = 110
 
 
+def refuse_foreign(out: str) -> None:
+    """UserError where a data folder holds shards that are not the demo's.
+
+    Somebody who forgot SHARDS must not find rendered scenes among their training data.
+    """
+    from pipeline import manifest, runs, storage
+    from pipeline.errors import UserError
+
+    work = scenes.work_of(_scenes(out))
+    run = work.run
+    before = runs.load(run.out, run.kind, run.name)
+    rendered = before is not None and before["config_hash"] == run.config_hash
+    own = {storage.public(shard.url) for shard in work.planned()} if rendered else set()
+    known = [shard.url for shard in manifest.load(run.out)]
+    found = [*known, *shards(out), *storage.list_files(run.out, ".tar")]
+    foreign = [url for url in map(storage.public, found) if url not in own]
+    if foreign:
+        raise UserError(
+            f"SHARDS is missing, and OUT={out} is no demo: it has {foreign[0]}",
+            "name your shards, SHARDS=...; the demo, which runs without, needs an OUT of its own",
+        )
+
+
+def shards(out: str) -> list[str]:
+    """The demo's raw shards that are there."""
+    from pipeline import storage
+
+    return storage.list_files(scenes.work_of(_scenes(out)).run.folder, ".tar")
+
+
 def render(out: str, dry_run: bool) -> "Summary":
     """Writes the demo's shards, in this process: that takes a second or two."""
     say(f"no SHARDS given, so this is the demo: {SCENES['n']} rendered scenes, in {out}")
-    return scenes.run(Scenes(out=out, executor="inline", dry_run=dry_run, **SCENES))
+    return scenes.run(_scenes(out, dry_run))
+
+
+def _scenes(out: str, dry_run: bool = False) -> Scenes:
+    return Scenes(out=out, executor="inline", dry_run=dry_run, **SCENES)
 
 
 def show(out: str, captions: str, mix: str) -> None:

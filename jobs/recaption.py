@@ -46,27 +46,25 @@ def run(config: Recaption) -> "list[Summary]":
 
 
 def _demo(config: Recaption) -> "list[Summary]":
-    from pipeline import storage
-
     out = config.out or demo.OUT
-    shards = storage.join(storage.absolute(out), "shards")
-    config = replace(config, out=out, shards=shards, captioner=caption.captioner_of(config))
+    demo.refuse_foreign(out)
+    config = replace(config, out=out, captioner=caption.captioner_of(config))
     mixing = _mix(config, caption.run_name(config))
     _check_mix(config, mixing)
     rendered = demo.render(out, config.dry_run)
     if config.dry_run:
         return [rendered]
-    summaries = _recaption(config)
+    summaries = _recaption(config, demo.shards(out))
     demo.show(out, mixing.captions, mix.run_name(mixing))
     return [rendered, *summaries]
 
 
-def _recaption(config: Recaption) -> "list[Summary]":
+def _recaption(config: Recaption, urls: list[str] | None = None) -> "list[Summary]":
     own = {f.name: getattr(config, f.name) for f in fields(Caption)}
     run_name = caption.run_name(config)
     mixing = _mix(config, run_name)
     _check_mix(config, mixing)
-    captions = caption.run(Caption(**own))
+    captions = caption.run(Caption(**own), urls)
     if config.dry_run:
         say(f"mix {mix.run_name(mixing)}  ->  {config.out}/mix/{mix.run_name(mixing)}")
         return [captions]

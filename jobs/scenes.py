@@ -8,6 +8,7 @@ from jobs.job import Execution, execute, require
 if TYPE_CHECKING:
     from jobs.runner import Summary
     from pipeline.runs import Run
+    from pipeline.scenes.shards import SceneWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +29,31 @@ class Scenes(Execution):
     """Share of images damaged on purpose: cut off, absent, no image, or of an odd format."""
     shard_size: int = 1000
     """Scenes per shard."""
+    limit: int = 0
+    """Only the first so many scenes, under a run name of their own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, n=(1, None), noise=(0, 3), damaged=(0, 1), shard_size=(1, 10_000))
+        require(self, limit=(0, None))
 
 
 def run(config: Scenes) -> "Summary":
     """Renders what is not rendered yet. Raises UserError, Stopped."""
+    work = work_of(config)
+    _refuse_to_overwrite(work.run)
+    return execute(work, work.run, work.planned(), config, threads=1, gpu=False)
+
+
+def work_of(config: Scenes) -> "SceneWork":
+    """What is to be rendered, and where it is going to stand."""
     from pipeline import storage
     from pipeline.runs import Run
     from pipeline.scenes.shards import KIND, Recipe, SceneWork
 
     recipe = Recipe(
         level=config.level,
-        n=config.n,
+        n=min(config.n, config.limit or config.n),
         seed=config.seed,
         split=config.split,
         noise=config.noise,
@@ -50,9 +61,14 @@ def run(config: Scenes) -> "Summary":
         shard_size=config.shard_size,
     )
     out = storage.absolute(config.out)
-    work = SceneWork(recipe, Run(out=out, kind=KIND, name=config.run, config=asdict(recipe)))
-    _refuse_to_overwrite(work.run)
-    return execute(work, work.run, work.planned(), config, threads=1, gpu=False)
+    run = Run(out=out, kind=KIND, name=_run_name(config), config=asdict(recipe))
+    return SceneWork(recipe, run)
+
+
+def _run_name(config: Scenes) -> str:
+    """RUN as given, often none; LIMIT runs are told apart."""
+    limited = f"limit{config.limit}" if config.limit else ""
+    return "-".join(part for part in (config.run, limited) if part)
 
 
 def _refuse_to_overwrite(run: "Run") -> None:

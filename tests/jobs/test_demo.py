@@ -11,8 +11,10 @@ from PIL import Image
 from captioner import describe_captioner, load
 from jobs import demo
 from jobs.__main__ import main
+from pipeline import manifest
 from tests.support.captioners import save_tiny
 from tests.support.outputs import digest
+from tests.support.shards import pairs, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,12 @@ def bundled(tiny, monkeypatch):
 def recaption(*flags: str, **named: object) -> int:
     given = {"executor": "inline", "threads": 1} | named
     return main(["recaption", *flags, *(f for k, v in given.items() for f in (f"--{k}", str(v)))])
+
+
+def counted(printed: str) -> list[str]:
+    """The lines of every accounting below how many shards there were."""
+    accounting = printed[: printed.index("\nlengths")].splitlines()
+    return [s for s in accounting if s.startswith("  ") and not s.startswith("  shards ")]
 
 
 def test_without_shards_it_renders_captions_blends_and_shows(
@@ -67,6 +75,9 @@ def test_without_shards_it_renders_captions_blends_and_shows(
     again = capsys.readouterr().out
     assert again.count(" 2 done before") == 3
     assert again[again.index("\nlengths") :] == first[first.index("\nlengths") :]
+    assert counted(again) == counted(first)
+    columns = [line.split()[0] for line in counted(first)]
+    assert columns.index("short") < columns.index("long")
     assert digest(out) == before
 
 
@@ -74,6 +85,48 @@ def test_dry_run_renders_nothing(bundled, tmp_path, capsys):
     assert recaption("--dry-run", out=tmp_path / "out") == 0
     assert "2 shards: 0 done, 2 to do" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    "what", ["real shards", "raw shards", "other scenes", "one more", "a crawl"]
+)
+def test_a_folder_that_is_not_the_demos_is_refused(what, flags, bundled, tmp_path, capsys):
+    """Whoever forgets SHARDS must not train on rendered scenes."""
+    out = tmp_path / "out"
+    places = {"raw shards": "out/shards", "one more": "out/shards", "a crawl": "out"}
+    if what == "real shards":
+        manifest.register(str(out), [write_tar(tmp_path / "00000.tar", pairs(2))])
+    elif what == "other scenes":
+        assert main(["scenes", "--out", str(out), "--n", "2", "--executor", "inline"]) == 0
+    elif what == "one more":
+        demo.render(str(out), dry_run=False)
+    if what in places:
+        name = "00002.tar" if what == "one more" else "00000.tar"
+        folder = tmp_path / places[what]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tar(folder / name, pairs(2))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert recaption(*flags, out=out) == 2
+    printed = capsys.readouterr()
+    assert "SHARDS is missing" in printed.err
+    assert "SHARDS=...; the demo" in printed.err
+    assert "needs an OUT of its own" in printed.err
+    assert printed.out == ""
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_folders_named_like_patterns(bundled, tmp_path, monkeypatch, capsys):
+    here = tmp_path / "we[i]rd*"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert recaption(out="de{mo}") == 0
+    first = capsys.readouterr().out
+    assert recaption(out="de{mo}") == 0
+    assert capsys.readouterr().out.count(" 2 done before") == 3
+    assert (here / "de{mo}/mix/bundled-95/00001.tar").exists()
+    assert "picture   de{mo}/samples.png" in first
 
 
 def test_with_shards_and_no_captioner_it_says_what_bundled_is_good_for(bundled, tmp_path, capsys):

@@ -141,9 +141,31 @@ def test_other_settings_are_refused_by_name(made, tmp_path, capsys):
     assert foreign.read_bytes() == b"of great value"
 
 
+def test_limit_has_a_folder_of_its_own_and_renders_the_first_scenes(made, tmp_path, capsys):
+    assert scenes(tmp_path, "--dry-run", limit=25) == 0
+    printed = capsys.readouterr().out
+    assert "shards limit25  ->" in printed
+    assert "2 shards: 0 done, 2 to do" in printed
+    assert list(tmp_path.iterdir()) == []
+    assert scenes(tmp_path, limit=25) == 0
+    assert scenes(tmp_path, limit=5, run="few") == 0
+    whole, part = made / "shards", tmp_path / "shards/limit25"
+    assert (part / "00000.tar").read_bytes() == (whole / "00000.tar").read_bytes()
+    first = pq.read_table(whole / "00001.parquet").slice(0, 5)
+    assert pq.read_table(part / "00001.parquet").equals(first)
+    assert pq.read_table(tmp_path / "shards/few-limit5/00000.parquet").num_rows == 5
+    assert scenes(tmp_path) == 0  # the whole run stands beside them
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 3
+
+
 @pytest.mark.parametrize(
     ("named", "says"),
-    [({"noise": 4}, "--noise 4"), ({"n": 0}, "--n 0"), ({"shard_size": 10**5}, "--shard-size")],
+    [
+        ({"noise": 4}, "--noise 4"),
+        ({"n": 0}, "--n 0"),
+        ({"limit": -1}, "--limit -1"),
+        ({"shard_size": 10**5}, "--shard-size"),
+    ],
 )
 def test_settings_out_of_range_are_mistakes(named, says, tmp_path, capsys):
     assert scenes(tmp_path, **named) == 2
