@@ -38,9 +38,9 @@ class TrainCaptioner:
     """A folder of more images with a metadata.jsonl (file_name, text or texts, license)."""
     base_steps: int = 2800
     """Steps of 64 images with the contrastive and the captioning loss."""
-    long_steps: int = 1200
+    long_steps: int = 500
     """Steps of the descriptive fine-tune."""
-    short_steps: int = 400
+    short_steps: int = 200
     """Steps of the short fine-tune."""
     held_out: int = 2000
     """Scenes of the examination."""
