@@ -12,6 +12,7 @@ TAKES = {
     "bench_memory": (),
     "bench_fit": ("--quick",),
     "bench_bundled": ("--quick",),
+    "bench_oracle": ("--data",),
 }
 """Benchmark -> the flags that mean something to it."""
 

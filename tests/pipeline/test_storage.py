@@ -180,8 +180,10 @@ def test_one_job_at_a_time_until_it_ends_however_it_ends(tmp_path: Path):
     )
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="is being written by another job"):
+        with pytest.raises(UserError, match=r"is being written by another job \(.* another RUN\)"):
             storage.exclusive(folder).__enter__()
+        with pytest.raises(UserError, match=r"is being written by another job \(be patient\)"):
+            storage.exclusive(folder, hint="be patient").__enter__()
     finally:
         holder.kill()
         holder.wait()
