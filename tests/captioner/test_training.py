@@ -44,7 +44,6 @@ def small_config(tokenizer: WordTokenizer) -> dict:
     config["embed_dim"] = 64
     config["vision_cfg"] |= {"width": 64, "head_width": 32, "layers": 1}
     config["vision_cfg"] |= {"patch_size": 16, "stem_widths": [16, 16, 32]}
-    config["vision_cfg"]["stem_widths"] = [16, 32, 64]
     config["text_cfg"] |= {"width": 64, "heads": 2, "layers": 1}
     config["multimodal_cfg"] |= {"width": 64, "heads": 2, "layers": 1}
     return config
