@@ -24,6 +24,7 @@ LEAST = {"long_f1": 0.97, "short_main": 0.97}
 MOST = {"long_false": 0.02, "megabytes": 25.0}
 """What a captioner must reach to replace the one in the package."""
 
+_ELSEWHERE = "delete that folder, or give another --work"
 _PLACES = ("out", "work", "extra", "dry_run")  # of this machine; they decide no weight
 
 
@@ -109,7 +110,7 @@ def _train(
     examples = bundle.pretraining_examples(config.base_steps, pairs)
     task = Pretraining(base, examples, *shared, contrastive=bundle.CONTRASTIVE)
     facts = about("base", examples, contrastive=bundle.CONTRASTIVE, seed=config.seed)
-    fitted = fit(task, _settings(config, "base"), work / "base", facts)
+    fitted = fit(task, _settings(config, "base"), work / "base", facts, hint=_ELSEWHERE)
     parent = hashlib.sha256(fitted.weights.read_bytes()).hexdigest()
     base.eval().requires_grad_(False)
 
@@ -120,7 +121,8 @@ def _train(
         task = FineTuning(StyleModel(base.visual, stacks[style]), examples, *shared)
         # Named by its base: beside another one, this fine-tune would be finished and wrong.
         folder = work / f"{style}-{parent[:8]}"
-        fit(task, _settings(config, style), folder, about(style, examples, base=parent))
+        facts = about(style, examples, base=parent)
+        fit(task, _settings(config, style), folder, facts, hint=_ELSEWHERE)
     checkpoint = Checkpoint(
         model_config=model_config,
         base=base.cpu(),

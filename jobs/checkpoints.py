@@ -46,6 +46,15 @@ def about(path: Path) -> dict:
         return {}
 
 
+def holds(path: Path, tensors: dict[str, Tensor], about: dict) -> bool:
+    """Whether a file is whole, and what `save` would write."""
+    try:
+        _, found = load(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    return found == about | {"crc32": _crc32(_apart(tensors))}
+
+
 def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
 

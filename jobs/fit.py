@@ -1,6 +1,7 @@
 """The one training loop: a task says what is trained, `fit` trains it, and goes on where it was."""
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -72,7 +73,8 @@ class Task(Protocol):
     def blocks(self) -> Iterable[nn.Module]:
         """Modules that activation checkpointing recomputes in the backward pass.
 
-        Dropout inside is replayed; `draws` is not, so noise is drawn outside of them.
+        Dropout inside is replayed. `draws` is not, so noise is drawn outside of them; nor is a
+        context that `loss` opens, as a choice of attention's kernel.
         """
         ...
 
@@ -113,40 +115,72 @@ class Fitted:
     weights: Path  # model.safetensors: the averages where `ema` is on
 
 
-def fit(task: Task, settings: Fit, out: Path | str, about: dict | None = None) -> Fitted:
+def fit(
+    task: Task,
+    settings: Fit,
+    out: Path | str,
+    about: dict | None = None,
+    hint: str = "give another OUT",
+) -> Fitted:
     """Trains, or goes on from the newest whole checkpoint in `out`, or returns what is finished.
 
     about: JSON values that decide what the task is (its data, its model's size); a run is not
-    continued with others. Raises UserError for settings that differ from the recorded ones,
-    Diverged where the loss is no number, and KeyboardInterrupt, after a checkpoint, where asked
-    to stop by SIGINT or SIGTERM.
+    continued with others. hint: what to do to train elsewhere, in the words of the caller's flags.
+    Raises UserError for settings that differ from the recorded ones, Diverged where the loss is no
+    number, and KeyboardInterrupt, after a checkpoint, where asked to stop by SIGINT or SIGTERM;
+    after the last step too, so that what the caller does next is not done.
+
+    On one machine, with as many threads of torch, a run on the CPU that was stopped and went on
+    equals one that never stopped, bit by bit. On CUDA the same holds as far as torch has
+    deterministic algorithms; it warns of an operation that has none. CUBLAS_WORKSPACE_CONFIG is set
+    for that, and is too late where the process has multiplied matrices on a GPU before.
     """
     out = Path(out)
     device = _device(settings)
     storage.require_writable(str(out))
-    with storage.exclusive(str(out)):
-        task.model.to(device).train()
-        fit_record.begin(out, task, settings, about or {})
+    with (
+        storage.exclusive(str(out), hint=f"wait for it, or {hint}"),
+        _deterministic(),
+    ):
         folder = out / "checkpoints"
+        saved = checkpoints.newest(folder)
+        trained = saved[1]["step"] if saved else 0
+        task.model.to(device).train()
+        fit_record.begin(
+            out, task, settings, about or {}, device=device, trained=trained, hint=hint
+        )
         for written in (out, folder):
             storage.remove_temporaries(str(written))
         training = Training(task, settings, device)
-        saved = checkpoints.newest(folder)
         if saved:
             training.load(*saved)
-        first = training.step
-        metrics = tracking.Metrics(out / "metrics.jsonl", first)
-        with closing(metrics):
-            if first < settings.steps:
-                tracker = tracking.tracker(settings, out, first)
-                with closing(tracker):
-                    _train(training, metrics, tracker, out)
-            _finish(training, out)
-        return Fitted(training.step, first, metrics.last, training.best, out / "model.safetensors")
+            del saved  # as large as the model and its optimizer
+        is_finished = trained == settings.steps
+        track = (
+            tracking.Untracked if is_finished else partial(tracking.tracker, settings, out, trained)
+        )
+        with (
+            closing(tracking.Metrics(out / "metrics.jsonl", trained)) as metrics,
+            closing(track()) as tracker,
+            _interruptible() as interrupted,
+        ):
+            if not is_finished:
+                _train(training, metrics, tracker, out, interrupted)
+            _finish(training, out, is_new=not is_finished)
+            if interrupted():
+                raise KeyboardInterrupt(
+                    f"stopped after the last of {settings.steps} steps; run the same command to go on"
+                )
+        weights = out / "model.safetensors"
+        return Fitted(training.step, trained, metrics.last, training.best, weights)
 
 
 def _train(
-    training: Training, metrics: tracking.Metrics, tracker: tracking.Tracker, out: Path
+    training: Training,
+    metrics: tracking.Metrics,
+    tracker: tracking.Tracker,
+    out: Path,
+    interrupted: Callable[[], bool],
 ) -> None:
     """From the step that `training` is at to the last one, in the order of time."""
     task, settings, meter = training.task, training.settings, training.meter
@@ -159,7 +193,7 @@ def _train(
         metrics.sync()
         _keep(training, out)
 
-    with _interruptible() as interrupted, closing(line), closing(batches), _recomputing(blocks):
+    with closing(line), closing(batches), _recomputing(blocks):
         while training.step < settings.steps:
             try:
                 training.take_step(batches)
@@ -180,9 +214,10 @@ def _train(
                 tracker.log(step, values)
             line(step, metrics.last)
 
-            if step % settings.checkpoint_every == 0 or is_last or interrupted():
+            is_stopping = interrupted()
+            if step % settings.checkpoint_every == 0 or is_last or is_stopping:
                 meter.paused(keep)
-            if interrupted() and not is_last:
+            if is_stopping and not is_last:
                 raise KeyboardInterrupt(
                     f"stopped after {step} of {settings.steps} steps; run the same command to go on"
                 )
@@ -209,7 +244,8 @@ def _evaluate(training: Training, out: Path) -> dict[str, float]:
                 )
             if training.is_best(found[settings.best]):
                 training.best = {"step": step, "value": found[settings.best]}
-                _write_weights(training, out / "best.safetensors", metric=settings.best)
+                weights = _weights(training, metric=settings.best)
+                checkpoints.save(out / "best.safetensors", *weights)
     return {f"evaluate/{name}": value for name, value in found.items()}
 
 
@@ -220,20 +256,20 @@ def _keep(training: Training, out: Path) -> None:
     checkpoints.prune(folder, training.settings.keep, training.step)
 
 
-def _finish(training: Training, out: Path) -> None:
+def _finish(training: Training, out: Path, *, is_new: bool) -> None:
     """Leaves the weights to use in the model, and in model.safetensors."""
     if training.ema:
         training.ema.put_in()
-    path = out / "model.safetensors"
-    if checkpoints.about(path).get("step") != training.step:
-        _write_weights(training, path)
+    path, weights = out / "model.safetensors", _weights(training)
+    if is_new or not checkpoints.holds(path, *weights):
+        checkpoints.save(path, *weights)
 
 
-def _write_weights(training: Training, path: Path, **about: str) -> None:
-    """The model's state dict alone, as it stands."""
+def _weights(training: Training, **about: str) -> tuple[dict[str, Tensor], dict]:
+    """The model's state dict alone, as it stands, and what it is."""
     weights = "averaged" if training.ema else "last"
     facts = about | {"step": training.step, "weights": weights} | {"best": training.best}
-    checkpoints.save(path, training.task.model.state_dict(), facts)
+    return training.task.model.state_dict(), facts
 
 
 def _device(settings: Fit) -> torch.device:
@@ -248,6 +284,27 @@ def _device(settings: Fit) -> torch.device:
     if settings.precision == "fp16" and device.type != "cuda":
         raise UserError("--precision fp16 needs a GPU", "give --precision bf16 or fp32")
     return device
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Where torch has two algorithms, the one that adds in a fixed order.
+
+    The CPU needs it as well: there the gradient of `x[indices]` is summed by threads in any order.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    before = (cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory)
+    is_strict = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=warns_only or not is_strict)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    memory.fill_uninitialized_memory = False  # it finds bugs, and takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_strict, warn_only=warns_only)
+        cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = before
 
 
 @contextmanager

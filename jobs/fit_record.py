@@ -1,9 +1,12 @@
 """fit.json: what a training run was made with, and the refusal to go on with anything else."""
 
 import json
+import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from jobs import optimizers
 from jobs.fit_settings import HARMLESS, Fit
@@ -15,10 +18,23 @@ if TYPE_CHECKING:
     from jobs.fit import Task
 
 FILE = "fit.json"
+_LONGEST = 60  # characters of a value in a message
 
 
-def begin(out: Path, task: "Task", settings: Fit, about: dict) -> None:
-    """Opens or continues a run; UserError that names what differs from the recorded run."""
+def begin(
+    out: Path,
+    task: "Task",
+    settings: Fit,
+    about: dict,
+    *,
+    device: torch.device,
+    trained: int,
+    hint: str,
+) -> None:
+    """Opens or continues a run; UserError that names what differs from the recorded run.
+
+    trained: steps that it has behind it. hint: how to make another run.
+    """
     path = out / FILE
     record = {
         "settings": asdict(settings),
@@ -32,29 +48,43 @@ def begin(out: Path, task: "Task", settings: Fit, about: dict) -> None:
             name: f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
             for name, tensor in task.model.state_dict().items()
         },
-        "environment": runs.environment(),
+        "environment": runs.environment() | _machine(device),
     }
     record = json.loads(json.dumps(record))  # as it will be read
-    before = _load(path)
+    before = _load(path, hint)
     if before:
-        _refuse_other(out, before, record, settings)
-        for name, now in record["environment"].items():
-            if (then := before["environment"].get(name)) != now:
+        _refuse_other(out, before, record, settings, hint)
+    if trained > settings.steps:
+        raise UserError(
+            f"--steps {settings.steps} is less than the {trained} steps that {out} was trained for",
+            f"{hint}, or at least {trained} steps",
+        )
+    if before:
+        for name, then in before["environment"].items():
+            if (now := record["environment"].get(name)) != then:
                 say(f"note: environment of {out} changed: {name} was {then}, is {now}")
     if record != before:
         storage.write_bytes(str(path), json.dumps(record, indent=1).encode())
 
 
-def _load(path: Path) -> dict | None:
+def _machine(device: torch.device) -> dict[str, str]:
+    """What decides the order in which numbers are added."""
+    name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return {"torch threads": str(torch.get_num_threads()), "device": f"{device.type} {name}"}
+
+
+def _load(path: Path, hint: str) -> dict | None:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError as e:
-        raise UserError(f"{path} is damaged: {e}", "give another OUT") from e
+        raise UserError(f"{path} is damaged: {e}", hint) from e
 
 
-def _refuse_other(out: Path, before: dict, now: dict, settings: Fit) -> None:
+def _refuse_other(out: Path, before: dict, now: dict, settings: Fit, hint: str) -> None:
     harmless = HARMLESS | ({"steps"} if settings.schedule == "constant" else set())
     differ = []
     for part in ("settings", "task", "shapes"):
@@ -63,10 +93,16 @@ def _refuse_other(out: Path, before: dict, now: dict, settings: Fit) -> None:
             was, is_now = old.get(name, "absent"), new.get(name, "absent")
             if was != is_now and not (part == "settings" and name in harmless):
                 where = "" if part == "settings" else f"{part}."
-                differ.append(f"{where}{name} (was {was}, is {is_now})")
+                differ.append(f"{where}{name} (was {_short(was)}, is {_short(is_now)})")
     if differ:
         more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise UserError(
             f"{out} was trained with other settings: {', '.join(differ[:5])}{more}",
-            "give another OUT, or the same settings",
+            f"{hint}, or the same settings",
         )
+
+
+def _short(value: object) -> str:
+    """A value on one line; a vocabulary has thousands of words."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

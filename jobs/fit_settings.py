@@ -9,6 +9,8 @@ from pipeline.errors import UserError
 HARMLESS = frozenset(
     {
         "activation_checkpointing",
+        "best",
+        "best_is",
         "checkpoint_every",
         "device",
         "evaluate_every",

@@ -171,7 +171,9 @@ def remove_temporaries(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: str, *, wait: bool = False) -> Iterator[None]:
+def exclusive(
+    folder: str, *, wait: bool = False, hint: str = "wait for it, or give another RUN"
+) -> Iterator[None]:
     """Holds a local folder for one job; UserError where another job holds it, unless it may wait.
 
     The lock is the kernel's, so it goes with the process, however that ends. Object stores and
@@ -189,9 +191,7 @@ def exclusive(folder: str, *, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{folder} is being written by another job", "wait for it, or give another RUN"
-            ) from None
+            raise UserError(f"{folder} is being written by another job", hint) from None
         except OSError as e:
             if e.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from jobs import checkpoints
 from jobs.feed import mapped, places, split
-from jobs.fit import Diverged, Fit, fit
+from jobs.fit import BaseTask, Diverged, Fit, fit
 from jobs.optimizers import build
 from jobs.schedules import factor
 from jobs.training import Training
@@ -292,6 +292,85 @@ class Cliff(Line):
 def test_a_gradient_that_is_no_number_stops_too(tmp_path):
     with pytest.raises(Diverged, match="the gradient is no finite number"):
         fit(Cliff(), QUICK, tmp_path)
+
+
+class Averaging(BaseTask):
+    """Its BatchNorm follows every input, be it a number or not."""
+
+    def __init__(self, poison: str = "") -> None:
+        self.size, self.poison = 20, poison
+        self.model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+        torch.nn.init.ones_(self.model[1].weight)
+        torch.nn.init.zeros_(self.model[1].bias)
+
+    def batch(self, samples):
+        x = Line().batch(samples)["x"]
+        if self.poison == "input" and samples[0].step == 2:
+            x[0, 0] = float("nan")
+        return x, samples[0].step
+
+    def loss(self, batch, draws):
+        x, step = batch
+        loss = self.model(x).square().mean()
+        if self.poison == "gradient" and step == 2:
+            loss = loss + (self.model[1].bias * 0).square().sqrt().sum()
+        return loss, {}
+
+
+@pytest.mark.parametrize("poison", ["input", "gradient"])
+def test_what_a_bad_batch_did_to_buffers_is_not_kept(poison, tmp_path):
+    settings = replace(QUICK, schedule="constant", accumulate=2, log_every=1)
+    with pytest.raises(Diverged, match="step 3"):
+        fit(Averaging(poison), settings, tmp_path / "poisoned")
+    fit(Averaging(), replace(settings, steps=2), tmp_path / "before")
+    kept, before = (
+        checkpoints.newest(tmp_path / n / "checkpoints") for n in ("poisoned", "before")
+    )
+    assert kept[1] == before[1]
+    assert same(kept[0], before[0])
+    assert "model/0.running_mean" in kept[0]
+
+
+class Rows(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = torch.nn.Parameter(torch.zeros(7))
+
+    def forward(self, at):
+        return self.rows[at]
+
+
+class Looking(Line):
+    """Many gradients for each of a few rows, which threads would add as they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Rows()
+
+    def loss(self, batch, draws):
+        assert torch.are_deterministic_algorithms_enabled()
+        at = torch.randint(7, (100_000,), generator=draws, device=draws.device)
+        values = torch.randn(100_000, generator=draws, device=draws.device)
+        return (self.model(at) * values).mean(), {}
+
+    def evaluate(self):
+        return {}
+
+
+def test_threads_add_gradients_in_one_order(tmp_path):
+    torch.set_num_threads(2)
+    weights = [trained(Looking(), QUICK, tmp_path / n) for n in "abc"]
+    assert same(weights[0], weights[1])
+    assert same(weights[0], weights[2])
+    assert not torch.are_deterministic_algorithms_enabled()  # as it was
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [Net, Looking])
+def test_two_runs_on_a_gpu_are_equal(task, tmp_path):
+    settings = replace(QUICK, device="cuda", precision="bf16", steps=20)
+    whole = trained(task(), settings, tmp_path / "whole")
+    assert same(trained(task(), settings, tmp_path / "again"), whole)
 
 
 class Steep(Line):

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,6 +111,49 @@ def test_a_signal_ends_the_step_and_keeps_it(tmp_path):
         assert state(out) == state(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("during", ["step", "evaluation", "step-00000008", "model"])
+def test_a_signal_at_the_very_end_finishes_and_is_not_swallowed(during, tmp_path, monkeypatch):
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    save, evaluate = checkpoints.save, Net.evaluate
+
+    def evaluating(task):
+        if during == "evaluation":
+            interrupt()
+        return evaluate(task)
+
+    def saving(path, *rest):
+        if path.stem == during:
+            interrupt()
+        save(path, *rest)
+
+    monkeypatch.setattr(checkpoints, "save", saving)
+    monkeypatch.setattr(Net, "evaluate", evaluating)
+    settings = replace(QUICK, evaluate_every=8)
+    task = stopping(Net(), signal.SIGINT, at=8) if during == "step" else Net()
+    with pytest.raises(KeyboardInterrupt, match="stopped after the last of 8 steps"):
+        fit(task, settings, tmp_path / "stopped")
+    monkeypatch.undo()
+    fit(Net(), settings, tmp_path / "whole")
+    assert state(tmp_path / "stopped") == state(tmp_path / "whole")
+    assert fit(Net(), settings, tmp_path / "stopped").resumed_from == 8
+
+
+def test_a_signal_between_two_steps_is_seen_after_the_next(tmp_path, monkeypatch):
+    """Had it been asked for twice, the run would end with nothing kept."""
+
+    @contextmanager
+    def signalled():
+        answers = iter([False])
+        yield lambda: next(answers, True)
+
+    monkeypatch.setattr("jobs.fit._interruptible", signalled)
+    with pytest.raises(KeyboardInterrupt, match="stopped after 2 of 8"):
+        fit(Line(), replace(QUICK, checkpoint_every=8), tmp_path)
+    assert steps(tmp_path) == [2]
+
+
 def test_fits_in_a_thread_that_gets_no_signals(tmp_path):
     thread = threading.Thread(target=fit, args=(Line(), QUICK, tmp_path))
     thread.start()
@@ -129,6 +173,26 @@ def test_a_finished_run_returns_at_once(tmp_path):
     assert task.model.weight.count_nonzero() == 3  # the trained weights are in the model
     after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     assert {p for p in after if after[p] != before[p]} <= {tmp_path / ".lock"}
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("how", ["stale", "flipped", "absent"])
+def test_other_final_weights_do_not_survive(how, trains, tmp_path):
+    fit(Line(), QUICK, tmp_path)
+    before = state(tmp_path)
+    path = tmp_path / "model.safetensors"
+    if how == "absent":
+        path.unlink()
+    elif how == "flipped":
+        spoil(path, how)
+    else:
+        tensors, about = checkpoints.load(path)
+        del about["crc32"]
+        checkpoints.save(path, {name: t + 1 for name, t in tensors.items()}, about)
+    if trains:
+        (tmp_path / "checkpoints/step-00000008.safetensors").unlink()
+    assert fit(Line(), QUICK, tmp_path).resumed_from == (6 if trains else 8)
+    assert state(tmp_path) == before
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "text"])
@@ -201,6 +265,23 @@ def test_a_damaged_checkpoint_pushes_out_no_whole_one(tmp_path):
 def test_an_unknown_best_metric_names_those_there_are(tmp_path):
     with pytest.raises(UserError, match=r"--best accuracy .*distance"):
         fit(Line(), replace(QUICK, evaluate_every=1, best="accuracy"), tmp_path)
+    mended = replace(QUICK, evaluate_every=1, best="distance", best_is="min")
+    assert fit(Line(), mended, tmp_path).best["step"] > 0
+
+
+def test_the_best_of_one_metric_is_not_that_of_another(tmp_path):
+    class Graded(Line):
+        def evaluate(self):
+            return {"score": 0.9, "error": 0.1}
+
+    settings = replace(QUICK, evaluate_every=4, best="score")
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopping(Graded(), signal.SIGTERM, at=5), settings, tmp_path)
+    other = replace(settings, best="error")
+    assert fit(Graded(), other, tmp_path).best == {"step": 8, "value": 0.1}
+    assert checkpoints.about(tmp_path / "best.safetensors")["metric"] == "error"
+    assert fit(Graded(), other, tmp_path).best == {"step": 8, "value": 0.1}
+    assert fit(Graded(), replace(other, best_is="min"), tmp_path).best == {}
 
 
 @pytest.mark.parametrize(
@@ -228,6 +309,26 @@ def test_other_models_and_data_are_refused(tmp_path):
     task.model = torch.nn.Linear(4, 1)
     with pytest.raises(UserError, match=r"weight \(was float32 \[1, 3\], is float32 \[1, 4\]\)"):
         fit(task, QUICK, tmp_path, about={"data": "a"})
+
+
+def test_long_values_are_cut_and_the_caller_names_its_flag(tmp_path):
+    words = [f"word{i}\n" for i in range(1000)]
+    fit(Line(), QUICK, tmp_path, about={"words": words})
+    with pytest.raises(UserError) as e:
+        fit(Line(), QUICK, tmp_path, about={"words": words[1:]}, hint="give another --work")
+    assert "task.about.words (was ['word0" in e.value.message
+    assert len(e.value.message) < len(str(tmp_path)) + 250
+    assert "\n" not in str(e.value)
+    assert e.value.hint == "give another --work, or the same settings"
+
+
+def test_fewer_steps_than_trained_are_refused(tmp_path):
+    constant = replace(QUICK, schedule="constant")
+    fit(Line(), constant, tmp_path)
+    before = state(tmp_path), (tmp_path / "fit.json").read_bytes()
+    with pytest.raises(UserError, match="--steps 5 is less than the 8 steps"):
+        fit(Line(), replace(constant, steps=5), tmp_path)
+    assert (state(tmp_path), (tmp_path / "fit.json").read_bytes()) == before
 
 
 def test_what_changes_no_weights_may_change(tmp_path):
@@ -259,7 +360,9 @@ def test_lines_after_the_checkpoint_are_cut(tmp_path):
 def test_one_folder_is_one_jobs(tmp_path):
     class Greedy(Line):
         def batch(self, samples):
-            with pytest.raises(UserError, match="is being written by another job"):
+            with pytest.raises(
+                UserError, match=r"another job \(wait for it, or give another OUT\)"
+            ):
                 fit(Line(), QUICK, tmp_path)
             return super().batch(samples)
 
@@ -271,8 +374,24 @@ def test_records_what_it_was_made_with(tmp_path):
     record = json.loads((tmp_path / "fit.json").read_text())
     assert record["settings"]["batch_size"] == 4
     assert record["environment"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert record["environment"]["torch threads"] == "1"
+    assert record["environment"]["device"].startswith("cpu ")
     assert record["shapes"] == {"bias": "float32 [1]", "weight": "float32 [1, 3]"}
     assert [group["parameters"] for group in record["task"]["groups"]] == [3, 1]
+
+
+def test_another_machine_is_noted(tmp_path, capsys):
+    fit(Line(), QUICK, tmp_path)
+    assert "environment" not in capsys.readouterr().out
+    torch.set_num_threads(2)
+    path = tmp_path / "fit.json"
+    record = json.loads(path.read_text())
+    record["environment"]["device"] = "cuda NVIDIA H100"
+    path.write_text(json.dumps(record))
+    fit(Line(), QUICK, tmp_path)
+    said = capsys.readouterr().out
+    assert "torch threads was 1, is 2" in said
+    assert "device was cuda NVIDIA H100, is cpu " in said
 
 
 def test_tied_weights_stay_tied(tmp_path):
@@ -283,6 +402,7 @@ def test_tied_weights_stay_tied(tmp_path):
                 torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3)
             )
             torch.nn.init.eye_(self.model[1].weight)
+            torch.nn.init.zeros_(self.model[1].bias)
             self.model[0].weight = self.model[1].weight
 
         def loss(self, batch, draws):
