@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from captioner.captioner import CocaCaptioner
+from captioner.coca import CocaCaptioner
 from captioner.load import Calibration
 
 MAX_FALSE_FLAGS = 0.01  # share of matched pairs that may be flagged

@@ -2,28 +2,17 @@
 
 import hashlib
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import open_clip
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
-from captioner.checkpoint import Checkpoint, load_checkpoint
-from captioner.decode import Decoded, Writer, decode
-from captioner.fused import DecoderWeights, ImageEncoder, Layout, TextEncoder
-from captioner.gate import judge
-from captioner.load import check_composition, split_composition, with_decode
+from captioner.load import check_composition, split_composition
 from captioner.settings import DecodeSettings
-from captioner.tokens import Tokenizer, to_tensor
 from pipeline.errors import UserError
-from pipeline.images import square_crop
 
 FRIENDLY_BATCH = 32  # images per batch where nobody chose one
 
@@ -48,12 +37,17 @@ class Captioner(Protocol):
     styles: tuple[str, ...]
     environment: Mapping[str, str]  # device and precision, resolved
 
-    def prepare(self, data: bytes) -> np.ndarray:
-        """Encoded image -> uint8 (S, S, 3); thread-safe; raises `pipeline.images.BadImage`."""
+    preparation: str
+    """Names what `prepare` does; captioners of equal preparation can share its results."""
+    batches_in_flight: int
+    """Batches that `caption` is best given at once, each in a thread of its own."""
+
+    def prepare(self, data: bytes) -> Any:
+        """Encoded image -> what `caption` takes; thread-safe; raises `pipeline.images.BadImage`."""
 
     def caption(
         self,
-        prepared: Sequence[np.ndarray],
+        prepared: Sequence[Any],
         keys: Sequence[str],
         styles: Sequence[str] | None = None,
     ) -> list[dict[str, Caption]]:
@@ -77,6 +71,10 @@ def load_captioner(
     precision: 'fp32', 'bf16', or 'auto' for bf16 where the device computes in it. decode: settings per
     style in place of the captioner's own. Raises UserError for what the user can mend.
     """
+    from captioner.checkpoint import load_checkpoint
+    from captioner.coca import CocaCaptioner, resolve_layout
+    from captioner.composed import ComposedCaptioner
+
     resolve_layout(device, precision)  # a mistake here should not wait for gigabytes of weights
     parts = split_composition(name)
     if not parts:
@@ -97,40 +95,14 @@ def load_captioner(
     return ComposedCaptioner(name, {style: loaded[part] for style, part in parts.items()})
 
 
-def resolve_layout(device: str, precision: str) -> Layout:
-    """Where and in which number format a captioner runs; raises UserError where that is not possible."""
-    formats = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
-    if precision not in formats:
-        raise UserError(f"precision {precision!r} is unknown", "use auto, bf16 or fp32")
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UserError(f"device {device!r} is unknown", "use cpu, cuda or cuda:<n>") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r}: no GPU is visible", "use cpu")
-    has_bf16 = kind == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return Layout(device, formats[precision] or (torch.bfloat16 if has_bf16 else torch.float32))
-
-
-def device_name(device: torch.device) -> str:
-    """What the numbers depend on: the GPU's model, or the instructions that torch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
-
-
-class _SquareCaptioner:
-    """What captioners of square crops share: their preparation, and images in any form."""
+class BaseCaptioner:
+    """What every captioner does alike: images in any form, and which styles it is asked for."""
 
     name: str
     styles: tuple[str, ...]
-    image_size: int
+    batches_in_flight = 1
 
-    def prepare(self, data: bytes) -> np.ndarray:
-        """Encoded image -> uint8 (S, S, 3); thread-safe; raises `pipeline.images.BadImage`."""
-        return square_crop(data, self.image_size)
-
-    def _known(self, styles: Sequence[str] | None) -> tuple[str, ...]:
+    def known(self, styles: Sequence[str] | None) -> tuple[str, ...]:
         """The styles asked for, all where None; UserError for one that this captioner lacks."""
         styles = self.styles if styles is None else tuple(styles)
         for style in set(styles) - set(self.styles):
@@ -143,10 +115,10 @@ class _SquareCaptioner:
         """Any number of images: paths, bytes, PIL images or uint8 arrays (H, W, 3)."""
         captions = []
         for start in range(0, len(images), FRIENDLY_BATCH):
-            crops = [self.prepare(image_bytes(i)) for i in images[start : start + FRIENDLY_BATCH]]
+            encoded = [image_bytes(image) for image in images[start : start + FRIENDLY_BATCH]]
             # Named by content, so that an image keeps its caption in any order and any company.
-            keys = [hashlib.sha256(crop.tobytes()).hexdigest() for crop in crops]
-            captions += self.caption(crops, keys, styles)
+            keys = [hashlib.sha256(data).hexdigest() for data in encoded]
+            captions += self.caption([self.prepare(data) for data in encoded], keys, styles)
         return captions
 
 
@@ -166,186 +138,3 @@ def image_bytes(image: object) -> bytes:
         image.save(stream, "PNG", compress_level=0)
         return stream.getvalue()
     raise UserError(f"cannot caption a {type(image).__name__}", "give a path, bytes, PIL or array")
-
-
-class CocaCaptioner(_SquareCaptioner):
-    """CoCa on one device: image tower, one writer per style, and the base's contrastive towers."""
-
-    def __init__(
-        self,
-        name: str,
-        checkpoint: Checkpoint,
-        *,
-        device: str = "cpu",
-        precision: str = "auto",
-        decode: Mapping[str, DecodeSettings] | None = None,
-    ) -> None:
-        layout = resolve_layout(device, precision)
-        config, base = checkpoint.model_config, checkpoint.base
-        text_heads = config["text_cfg"]["heads"]
-        self.name = name
-        self.settings = with_decode(checkpoint.styles, decode)
-        self.styles = tuple(self.settings)
-        self.tokenizer = checkpoint.tokenizer
-        self.image_size = config["vision_cfg"]["image_size"]
-        self.environment = {
-            "device": device_name(layout.device),
-            "precision": "bf16" if layout.dtype == torch.bfloat16 else "fp32",
-            "torch": torch.__version__,
-            "open_clip": open_clip.__version__,
-        }
-        mean, std = checkpoint.mean, checkpoint.std
-        self._image_encoder = ImageEncoder(layout, base.visual, mean, std)
-        self._text_encoder = TextEncoder(layout, base.text, text_heads)
-        self._writers: dict[str, Writer] = {}
-        self._own_image_encoders: dict[str, ImageEncoder] = {}
-        for style, stack in checkpoint.stacks.items():
-            is_base = stack.text is base.text
-            self._writers[style] = Writer(
-                self._text_encoder if is_base else TextEncoder(layout, stack.text, text_heads),
-                DecoderWeights(layout, stack.text_decoder, config["multimodal_cfg"]["heads"]),
-            )
-            if stack.visual is not None:
-                self._own_image_encoders[style] = ImageEncoder(layout, stack.visual, mean, std)
-
-    @torch.inference_mode()
-    def caption(
-        self,
-        prepared: Sequence[np.ndarray],
-        keys: Sequence[str],
-        styles: Sequence[str] | None = None,
-    ) -> list[dict[str, Caption]]:
-        """One batch, one image encoding: a caption per image and style. `keys` seed the sampling."""
-        styles = self._known(styles)
-        if not prepared:
-            return []
-        crops = torch.from_numpy(np.stack(prepared))
-        pixels = self._image_encoder.pixels(crops)
-        features, tokens = self._image_encoder(pixels)
-        captions: list[dict[str, Caption]] = [{} for _ in prepared]
-        for style in styles:
-            own = self._own_image_encoders.get(style)
-            decoded = decode(
-                self._writers[style],
-                self.tokenizer,
-                tokens if own is None else own(pixels)[1],
-                keys,
-                style,
-                self.settings[style].decode,
-            )
-            texts = [self.tokenizer.decode(row.ids) for row in decoded]
-            similarities = self._similarities(features, texts)
-            threshold = self.settings[style].off_image
-            for row, text, values, result in zip(
-                decoded, texts, similarities, captions, strict=True
-            ):
-                result[style] = make_caption(row, text, values, threshold)
-        return captions
-
-    @torch.inference_mode()
-    def encode_image(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
-        """Contrastive features of crops by the base, unit length: float32 (B, E)."""
-        pixels = self._image_encoder.pixels(torch.from_numpy(np.stack(prepared)))
-        return self._image_encoder(pixels)[0].cpu().numpy()
-
-    @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Contrastive features of texts by the base, unit length: float32 (B, E).
-
-        A text beyond the context is the mean of its chunks' features, brought to unit length.
-        """
-        features, owners = self._chunk_features(texts)
-        mean = torch.zeros(len(texts), features.shape[1]).index_add_(0, owners, features)
-        return F.normalize(mean, dim=-1).numpy()
-
-    def similarities(self, features: np.ndarray, texts: Sequence[str]) -> list[tuple[float, float]]:
-        """(mean, minimum) cosine of each text's chunks with its image's feature, a row of (B, E)."""
-        return self._similarities(torch.from_numpy(features), texts)
-
-    def _similarities(self, features: Tensor, texts: Sequence[str]) -> list[tuple[float, float]]:
-        chunk_features, owners = self._chunk_features(texts)
-        cosines = (chunk_features * features.cpu()[owners]).sum(dim=-1).tolist()
-        by_text: list[list[float]] = [[] for _ in texts]
-        for owner, cosine in zip(owners.tolist(), cosines, strict=True):
-            by_text[owner].append(cosine)
-        return [(sum(values) / len(values), min(values)) for values in by_text]
-
-    @torch.inference_mode()
-    def _chunk_features(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        room = self._text_encoder.contrastive_context - 2
-        chunks = [split_text(text, self.tokenizer, room) for text in texts]
-        owners = torch.tensor(
-            [i for i, parts in enumerate(chunks) for _ in parts], dtype=torch.long
-        )
-        ids = to_tensor(self.tokenizer, [part for parts in chunks for part in parts], room + 2)
-        return self._text_encoder(ids).cpu(), owners
-
-
-def split_text(text: str, tokenizer: Tokenizer, room: int) -> list[list[int]]:
-    """Token ids of a text in as few chunks of whole words as fit `room`, of about equal length."""
-    whole = tokenizer.encode(text)
-    if len(whole) <= room:
-        return [whole]
-    words = [tokenizer.encode(word)[:room] for word in text.split()]
-    total = sum(map(len, words))
-    target = math.ceil(total / math.ceil(total / room))
-    chunks: list[list[int]] = [[]]
-    for word in words:
-        if len(chunks[-1]) >= target or len(chunks[-1]) + len(word) > room:
-            chunks.append([])
-        chunks[-1].extend(word)
-    return chunks
-
-
-def make_caption(
-    row: Decoded, text: str, similarity: tuple[float, float], threshold: float | None
-) -> Caption:
-    """Join what decoding, scoring and the gate say of one caption."""
-    if row.finish == "failed":
-        return Caption("", 0, math.nan, "length", math.nan, math.nan, "failed")
-    mean, minimum = similarity
-    return Caption(
-        text=text,
-        num_tokens=len(row.ids),
-        logprob=sum(row.logprobs) / len(row.logprobs),
-        finish=row.finish,
-        similarity=mean,
-        similarity_min=minimum,
-        status=judge(text, row.finish, mean, threshold),
-    )
-
-
-class ComposedCaptioner(_SquareCaptioner):
-    """Two captioners behind one interface, each style from its own.
-
-    Crops are prepared once, at the larger image size; a captioner of a smaller size gets them resized.
-    """
-
-    def __init__(self, name: str, parts: Mapping[str, CocaCaptioner]) -> None:
-        self.name, self.parts = name, dict(parts)
-        self.styles = tuple(parts)
-        self.environment = next(iter(parts.values())).environment
-        self.image_size = max(part.image_size for part in parts.values())
-
-    def caption(
-        self,
-        prepared: Sequence[np.ndarray],
-        keys: Sequence[str],
-        styles: Sequence[str] | None = None,
-    ) -> list[dict[str, Caption]]:
-        """One batch: a caption per image and style. `keys` seed the sampling."""
-        styles = self._known(styles)
-        captions: list[dict[str, Caption]] = [{} for _ in prepared]
-        for part in dict.fromkeys(self.parts[style] for style in styles):
-            wanted = [style for style in styles if self.parts[style] is part]
-            crops = [resize(crop, part.image_size) for crop in prepared]
-            for result, written in zip(captions, part.caption(crops, keys, wanted), strict=True):
-                result.update(written)
-        return captions
-
-
-def resize(crop: np.ndarray, size: int) -> np.ndarray:
-    """A square uint8 crop at another size, bicubic."""
-    if crop.shape[0] == size:
-        return crop
-    return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))

@@ -2,14 +2,15 @@
 
 Our directory: `model.safetensors` (the base under open_clip's keys), `<style>.safetensors` for a style
 that is a fine-tune (its `text.*` and `text_decoder.*`, and `visual.*` if that was tuned), a
-`tokenizer.json` unless it is CLIP's, and `config.json`.
+`tokenizer.json` unless it is CLIP's, a `<style>.tokenizer.json` where a style has more words than its
+base, and `config.json`.
 """
 
 import json
 import pickle
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,6 +51,13 @@ class Checkpoint:
     tokenizer: Tokenizer
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    style_tokenizers: dict[str, Tokenizer] = field(
+        default_factory=dict
+    )  # of styles with more words
+
+    def tokenizer_of(self, style: str) -> Tokenizer:
+        """What a style writes with; the base's own unless the style was taught more words."""
+        return self.style_tokenizers.get(style, self.tokenizer)
 
 
 def load_checkpoint(name: str) -> Checkpoint:
@@ -62,6 +70,7 @@ def build(source: Source) -> Checkpoint:
     config = source.model_config
     check_config(config)
     stacks = {}
+    tokenizers = {style: read_tokenizer(path) for style, path in source.style_tokenizers.items()}
     if source.weights is None:
         base = random_model(config, seed=0)
         stacks["short"] = base_stack(base)
@@ -72,8 +81,11 @@ def build(source: Source) -> Checkpoint:
             base = CoCa(config).eval()
         load_strictly(base, read_state_dict(source.weights, base), source.weights)
         for style, values in source.styles.items():
-            file = source.style_weights.get(style)
-            stacks[style] = base_stack(base) if file is None else read_stack(file, config, values)
+            file, tokenizer = source.style_weights.get(style), tokenizers.get(style)
+            size = tokenizer.size if tokenizer else config["text_cfg"]["vocab_size"]
+            stacks[style] = (
+                base_stack(base) if file is None else read_stack(file, config, values, size)
+            )
     return Checkpoint(
         model_config=config,
         base=base,
@@ -82,6 +94,7 @@ def build(source: Source) -> Checkpoint:
         tokenizer=read_tokenizer(source.tokenizer),
         mean=source.mean,
         std=source.std,
+        style_tokenizers=tokenizers,
     )
 
 
@@ -107,10 +120,11 @@ def random_stack(config: Mapping, seed: int) -> Stack:
     return Stack(text, decoder).eval()
 
 
-def read_stack(path: Path, config: Mapping, style: Style) -> Stack:
+def read_stack(path: Path, config: Mapping, style: Style, vocab_size: int) -> Stack:
     """One style's fine-tuned weights, a safetensors file."""
     state = read_tensors(path)
-    text_config = {**config["text_cfg"], "context_length": style.context_length}
+    longer = {"context_length": style.context_length, "vocab_size": vocab_size}
+    text_config = {**config["text_cfg"], **longer}
     has_visual = any(key.startswith("visual.") for key in state)
     with torch.device("meta"):
         text = TextTower(text_config, config["embed_dim"])
@@ -205,8 +219,13 @@ def save_captioner(
         file = None if stack.text is checkpoint.base.text else f"{style}.safetensors"
         if file:
             save_file(_as(dtype, stack), folder / file)
+        own_words = checkpoint.style_tokenizers.get(style)
+        words_file = f"{style}.tokenizer.json" if own_words else None
+        if own_words:
+            write_tokenizer(own_words, folder / words_file)
         styles[style] = {
             "weights": file,
+            "tokenizer": words_file,
             "context_length": values.context_length,
             "decode": values.decode.to_dict(),
             "calibration": values.calibration and asdict(values.calibration),

@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from captioner import bundle
-from captioner.captioner import CocaCaptioner
+from captioner.coca import CocaCaptioner
 from pipeline.scenes.captions import LONG, SHORT, long_caption, short_caption
 from pipeline.scenes.claims import Score, main_is_right, parse, score
 from pipeline.scenes.render import render

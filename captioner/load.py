@@ -63,6 +63,7 @@ class Source:
     weights: Path | None  # None: initial weights
     style_weights: Mapping[str, Path] = field(default_factory=dict)
     tokenizer: Path | None = None  # None: CLIP's
+    style_tokenizers: Mapping[str, Path] = field(default_factory=dict)  # of styles with more words
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     config: Path | None = None
@@ -214,13 +215,15 @@ def read_directory(name: str) -> Source:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
-        styles, files = {}, {}
+        styles, files, tokenizers = {}, {}, {}
         for style, values in config["styles"].items():
             decode = DecodeSettings(**values["decode"])
             calibration = values["calibration"] and Calibration(**values["calibration"])
             styles[style] = Style(values["context_length"], decode, calibration)
             if values["weights"]:
                 files[style] = folder / values["weights"]
+            if values.get("tokenizer"):
+                tokenizers[style] = folder / values["tokenizer"]
         tokenizer = config["tokenizer"] and folder / config["tokenizer"]
         source = Source(
             name=name,
@@ -229,6 +232,7 @@ def read_directory(name: str) -> Source:
             weights=folder / "model.safetensors",
             style_weights=files,
             tokenizer=tokenizer or None,
+            style_tokenizers=tokenizers,
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
             config=path,
@@ -259,7 +263,11 @@ def identity(source: Source) -> str:
 
 
 def _files(source: Source) -> list[Path]:
-    style_files = [source.style_weights[style] for style in sorted(source.style_weights)]
+    style_files = [
+        files[style]
+        for files in (source.style_weights, source.style_tokenizers)
+        for style in sorted(files)
+    ]
     files = [source.weights, *style_files, source.tokenizer, source.config]
     return [file for file in files if file is not None]
 

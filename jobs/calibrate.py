@@ -28,8 +28,8 @@ def run(config: Calibrate) -> None:
     import torch
 
     from captioner.calibrate import calibrate
-    from captioner.captioner import CocaCaptioner
     from captioner.checkpoint import load_checkpoint, save_captioner
+    from captioner.coca import CocaCaptioner
     from captioner.load import split_composition
     from pipeline import storage
     from pipeline.errors import UserError

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from captioner import load_captioner
-from captioner.captioner import CocaCaptioner
 from captioner.checkpoint import Checkpoint, load_checkpoint
+from captioner.coca import CocaCaptioner
 from captioner.exam import scenes
 from pipeline.images import square_crop
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from captioner.calibrate import calibrate, choose_threshold
-from captioner.captioner import CocaCaptioner
+from captioner.coca import CocaCaptioner
 
 RNG = np.random.default_rng(0)
 

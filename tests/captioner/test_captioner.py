@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from captioner import Caption, DecodeSettings, load_captioner
-from captioner.captioner import CocaCaptioner, split_text
+from captioner.captioner import image_bytes
+from captioner.coca import CocaCaptioner, split_text
 from captioner.tokens import ClipTokenizer, WordTokenizer
 from pipeline.errors import UserError
 
@@ -148,9 +149,10 @@ def test_two_captioners_behind_one_interface():
     name = "short=coca_tiny:random,long=coca_tiny:random"
     both = load_captioner(name, precision="fp32")
     alone = load_captioner("coca_tiny:random", precision="fp32")
-    crops = pictures(2)
+    images = [image_bytes(crop) for crop in pictures(2)]
+    said = [c.caption([c.prepare(i) for i in images], ["a", "b"]) for c in (both, alone)]
     assert both.name == name and both.styles == ("short", "long")
-    assert both.caption(crops, ["a", "b"]) == alone.caption(crops, ["a", "b"])
+    assert said[0] == said[1]
     assert both.parts["short"] is both.parts["long"]
     assert both.environment == alone.environment and both.environment["precision"] == "fp32"
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from captioner import bundle
-from captioner.captioner import CocaCaptioner
 from captioner.checkpoint import Checkpoint, copied_stack
+from captioner.coca import CocaCaptioner
 from captioner.extra import NONE
 from captioner.fused import ImageEncoder, Layout
 from captioner.load import Style

@@ -1,0 +1,196 @@
+"""CoCa as a captioner: one image encoding, a writer per style, and scores by the base's towers."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from captioner.captioner import BaseCaptioner, Caption
+from captioner.checkpoint import Checkpoint
+from captioner.decode import Decoded, Writer, decode
+from captioner.fused import DecoderWeights, ImageEncoder, Layout, TextEncoder
+from captioner.gate import judge
+from captioner.load import with_decode
+from captioner.settings import DecodeSettings
+from captioner.tokens import Tokenizer, to_tensor
+from pipeline.errors import UserError
+from pipeline.images import square_crop
+
+
+class CocaCaptioner(BaseCaptioner):
+    """CoCa on one device: image tower, one writer per style, and the base's contrastive towers."""
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "cpu",
+        precision: str = "auto",
+        decode: Mapping[str, DecodeSettings] | None = None,
+    ) -> None:
+        layout = resolve_layout(device, precision)
+        config, base = checkpoint.model_config, checkpoint.base
+        text_heads = config["text_cfg"]["heads"]
+        self.name = name
+        self.settings = with_decode(checkpoint.styles, decode)
+        self.styles = tuple(self.settings)
+        self.tokenizer = checkpoint.tokenizer  # of the base, which scores
+        self.tokenizers = {style: checkpoint.tokenizer_of(style) for style in self.styles}
+        self.image_size = config["vision_cfg"]["image_size"]
+        self.preparation = f"square_crop({self.image_size})"
+        self.environment = {
+            "device": device_name(layout.device),
+            "precision": "bf16" if layout.dtype == torch.bfloat16 else "fp32",
+            "torch": torch.__version__,
+            "open_clip": open_clip.__version__,
+        }
+        mean, std = checkpoint.mean, checkpoint.std
+        self._image_encoder = ImageEncoder(layout, base.visual, mean, std)
+        self._text_encoder = TextEncoder(layout, base.text, text_heads)
+        self._writers: dict[str, Writer] = {}
+        self._own_image_encoders: dict[str, ImageEncoder] = {}
+        for style, stack in checkpoint.stacks.items():
+            is_base = stack.text is base.text
+            self._writers[style] = Writer(
+                self._text_encoder if is_base else TextEncoder(layout, stack.text, text_heads),
+                DecoderWeights(layout, stack.text_decoder, config["multimodal_cfg"]["heads"]),
+            )
+            if stack.visual is not None:
+                self._own_image_encoders[style] = ImageEncoder(layout, stack.visual, mean, std)
+
+    def prepare(self, data: bytes) -> np.ndarray:
+        """Encoded image -> uint8 (S, S, 3); thread-safe; raises `pipeline.images.BadImage`."""
+        return square_crop(data, self.image_size)
+
+    @torch.inference_mode()
+    def caption(
+        self,
+        prepared: Sequence[np.ndarray],
+        keys: Sequence[str],
+        styles: Sequence[str] | None = None,
+    ) -> list[dict[str, Caption]]:
+        """One batch, one image encoding: a caption per image and style. `keys` seed the sampling."""
+        styles = self.known(styles)
+        if not prepared:
+            return []
+        crops = torch.from_numpy(np.stack(prepared))
+        pixels = self._image_encoder.pixels(crops)
+        features, tokens = self._image_encoder(pixels)
+        captions: list[dict[str, Caption]] = [{} for _ in prepared]
+        for style in styles:
+            own = self._own_image_encoders.get(style)
+            decoded = decode(
+                self._writers[style],
+                self.tokenizers[style],
+                tokens if own is None else own(pixels)[1],
+                keys,
+                style,
+                self.settings[style].decode,
+            )
+            texts = [self.tokenizers[style].decode(row.ids) for row in decoded]
+            similarities = self._similarities(features, texts)
+            threshold = self.settings[style].off_image
+            for row, text, values, result in zip(
+                decoded, texts, similarities, captions, strict=True
+            ):
+                result[style] = make_caption(row, text, values, threshold)
+        return captions
+
+    @torch.inference_mode()
+    def encode_image(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        """Contrastive features of crops by the base, unit length: float32 (B, E)."""
+        pixels = self._image_encoder.pixels(torch.from_numpy(np.stack(prepared)))
+        return self._image_encoder(pixels)[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Contrastive features of texts by the base, unit length: float32 (B, E).
+
+        A text beyond the context is the mean of its chunks' features, brought to unit length.
+        """
+        features, owners = self._chunk_features(texts)
+        mean = torch.zeros(len(texts), features.shape[1]).index_add_(0, owners, features)
+        return F.normalize(mean, dim=-1).numpy()
+
+    def similarities(self, features: np.ndarray, texts: Sequence[str]) -> list[tuple[float, float]]:
+        """(mean, minimum) cosine of each text's chunks with its image's feature, a row of (B, E)."""
+        return self._similarities(torch.from_numpy(features), texts)
+
+    def _similarities(self, features: Tensor, texts: Sequence[str]) -> list[tuple[float, float]]:
+        chunk_features, owners = self._chunk_features(texts)
+        cosines = (chunk_features * features.cpu()[owners]).sum(dim=-1).tolist()
+        by_text: list[list[float]] = [[] for _ in texts]
+        for owner, cosine in zip(owners.tolist(), cosines, strict=True):
+            by_text[owner].append(cosine)
+        return [(sum(values) / len(values), min(values)) for values in by_text]
+
+    @torch.inference_mode()
+    def _chunk_features(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        room = self._text_encoder.contrastive_context - 2
+        chunks = [split_text(text, self.tokenizer, room) for text in texts]
+        owners = torch.tensor(
+            [i for i, parts in enumerate(chunks) for _ in parts], dtype=torch.long
+        )
+        ids = to_tensor(self.tokenizer, [part for parts in chunks for part in parts], room + 2)
+        return self._text_encoder(ids).cpu(), owners
+
+
+def split_text(text: str, tokenizer: Tokenizer, room: int) -> list[list[int]]:
+    """Token ids of a text in as few chunks of whole words as fit `room`, of about equal length."""
+    whole = tokenizer.encode(text)
+    if len(whole) <= room:
+        return [whole]
+    words = [tokenizer.encode(word)[:room] for word in text.split()]
+    total = sum(map(len, words))
+    target = math.ceil(total / math.ceil(total / room))
+    chunks: list[list[int]] = [[]]
+    for word in words:
+        if len(chunks[-1]) >= target or len(chunks[-1]) + len(word) > room:
+            chunks.append([])
+        chunks[-1].extend(word)
+    return chunks
+
+
+def make_caption(
+    row: Decoded, text: str, similarity: tuple[float, float], threshold: float | None
+) -> Caption:
+    """Join what decoding, scoring and the gate say of one caption."""
+    if row.finish == "failed":
+        return Caption("", 0, math.nan, "length", math.nan, math.nan, "failed")
+    mean, minimum = similarity
+    return Caption(
+        text=text,
+        num_tokens=len(row.ids),
+        logprob=sum(row.logprobs) / len(row.logprobs),
+        finish=row.finish,
+        similarity=mean,
+        similarity_min=minimum,
+        status=judge(text, row.finish, mean, threshold),
+    )
+
+
+def resolve_layout(device: str, precision: str) -> Layout:
+    """Where and in which number format a captioner runs; raises UserError where that is not possible."""
+    formats = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision not in formats:
+        raise UserError(f"precision {precision!r} is unknown", "use auto, bf16 or fp32")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} is unknown", "use cpu, cuda or cuda:<n>") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: no GPU is visible", "use cpu")
+    has_bf16 = kind == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return Layout(device, formats[precision] or (torch.bfloat16 if has_bf16 else torch.float32))
+
+
+def device_name(device: torch.device) -> str:
+    """What the numbers depend on: the GPU's model, or the instructions that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
