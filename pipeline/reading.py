@@ -55,6 +55,7 @@ class ReadReport:
 class _Group:
     key: str
     members: dict[str, bytes | None] = field(default_factory=dict)  # None: over its limit
+    offsets: dict[str, int] = field(default_factory=dict)  # of the members' bytes in the tar
 
 
 def read_samples(
@@ -181,6 +182,7 @@ def _groups(shard: Shard, stream: _Hashing, report: ReadReport) -> Iterator[_Gro
             if suffix in group.members or len(group.members) == MAX_MEMBERS_PER_KEY:
                 raise _bad(shard, f"key {key!r} has {suffix!r} twice, or too many members")
             group.members[suffix] = _content(tar, member, suffix)
+            group.offsets[suffix] = member.offset_data
         _check_end(shard, tar)
     if group is not None:
         yield group
@@ -219,7 +221,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> byte
 
 
 def _sample(shard: str, index: int, group: _Group, lost: frozenset[int]) -> Sample:
-    image, reason = _image(group.members)
+    image, reason, member = _image(group.members)
     if index in lost:
         image, reason = b"", "killed_worker"
     meta, meta_status = _meta(group.members)
@@ -230,6 +232,7 @@ def _sample(shard: str, index: int, group: _Group, lost: frozenset[int]) -> Samp
         uid=meta["uid"] if ours else uid_of(shard, group.key),
         key=group.key,
         image=image,
+        offset=group.offsets.get(member, -1),
         reason=reason,
         text=text,
         text_status=text_status,
@@ -244,16 +247,17 @@ def _is_ours(meta: dict) -> bool:
     return "caption_source" in meta and isinstance(uid, str) and bool(_UID.match(uid))
 
 
-def _image(members: dict[str, bytes | None]) -> tuple[bytes, str]:
+def _image(members: dict[str, bytes | None]) -> tuple[bytes, str, str]:
+    """The image's bytes, or why there are none, and which member it is."""
     whole = [s for s in IMAGE_SUFFIXES if s in members]
     compound = sorted(m for m in members if m.rsplit(".", 1)[-1] in IMAGE_SUFFIXES)
     chosen = (whole or compound or [None])[0]
     if chosen is None:
-        return b"", "no_image"
+        return b"", "no_image", ""
     data = members[chosen]
     if data is None:
-        return b"", "too_many_bytes"
-    return data, "" if data else "empty"
+        return b"", "too_many_bytes", chosen
+    return data, "" if data else "empty", chosen
 
 
 def _meta(members: dict[str, bytes | None]) -> tuple[dict, str]:

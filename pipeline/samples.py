@@ -21,6 +21,7 @@ class Sample:
     uid: str
     key: str
     image: bytes = b""
+    offset: int = -1  # of the image's bytes in the shard's file
     reason: str = ""
     text: str | None = None
     text_status: str = "missing"

@@ -114,6 +114,84 @@ SCENES = pa.schema(
     ]
 )
 
+TEACHING = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # a uid comes with the name of the shard
+        pa.field("source_uid", pa.string(), nullable=False),
+        pa.field("source_shard", pa.string(), nullable=False),
+        pa.field("source_key", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # train | held_out
+        pa.field("stratum", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),  # the original text; null where it is not ok
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("sha256", pa.string()),  # of the image's bytes
+        *_VERDICT,
+    ]
+)
+"""A sample of other shards, for a teacher to caption."""
+
+UPSAMPLED = pa.schema(
+    [
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field(
+            "text", pa.string(), nullable=False
+        ),  # the prompt itself where nothing better came
+        pa.field("words", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # ok | original
+        pa.field("reason", pa.string()),  # why it is the original
+        pa.field("attempts", pa.int32(), nullable=False),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),  # of the image's bytes in the shard's file
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string()),  # of these bytes
+        pa.field("captions", pa.list_(pa.string()), nullable=False),  # one is drawn at each use
+        pa.field("split", pa.string(), nullable=False),  # train | held_out
+        *_VERDICT,
+    ]
+)
+"""What a captioner is trained on: a row for every sample; only those that are ok are used."""
+
+EVALUATIONS = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),  # of captions
+        pa.field("style", pa.string(), nullable=False),  # short | long | original | reference
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("item", pa.string()),  # of a histogram: what was counted
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),  # captions that it rests on
+    ]
+)
+"""How good the captions of a run are, a row per style and metric."""
+
+EVALUATED_CAPTIONS = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        *_IDENTITY,
+        pa.field("style", pa.string(), nullable=False),
+        pa.field("words", pa.int32(), nullable=False),  # without punctuation
+        pa.field("repetition", pa.float32(), nullable=False),
+        pa.field("bleu_4", pa.float32()),  # these three: null without references
+        pa.field("rouge_l", pa.float32()),
+        pa.field("cider", pa.float32()),
+        pa.field("clip_score", pa.float32()),
+        pa.field("clip_score_worst", pa.float32()),  # of its chunks
+        pa.field("ref_clip_score", pa.float32()),
+        pa.field("mentions", pa.int32()),  # of the objects listed for its image
+        pa.field("false_mentions", pa.int32()),
+        pa.field("claims", pa.int32()),  # of a rendered scene
+        pa.field("false_claims", pa.int32()),
+        pa.field("main_is_right", pa.bool_()),
+    ]
+)
+"""The same of each caption."""
+
 _ROWS_PER_BATCH = 1000
 
 
