@@ -103,9 +103,13 @@ def base_stack(base: CoCa) -> Stack:
     return Stack(base.text, base.text_decoder).eval()
 
 
-def copied_stack(base: CoCa) -> Stack:
-    """The start of a fine-tune: the base's text stacks, in memory of their own."""
-    stack = Stack(deepcopy(base.text), deepcopy(base.text_decoder))
+def copied_stack(base: CoCa, *, with_images: bool = False) -> Stack:
+    """The start of a fine-tune: the base's text stacks, in memory of their own.
+
+    with_images: its image tower, too, to be tuned with them.
+    """
+    visual = deepcopy(base.visual) if with_images else None
+    stack = Stack(deepcopy(base.text), deepcopy(base.text_decoder), visual)
     return stack.requires_grad_(True)
 
 

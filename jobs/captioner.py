@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jobs.job import Stopped, require, say
+from jobs.publish import publish
 from pipeline import runs, storage
 
 if TYPE_CHECKING:
@@ -234,10 +235,7 @@ def _examine(
 
 
 def _publish(folder: Path, out: Path, figures: dict[str, float], is_default: bool) -> None:
-    """Copies the captioner; what makes it one, config.json, goes first and comes last.
-
-    Stopped where it is too bad, or too large, to replace the one in the package.
-    """
+    """Copies the captioner. Stopped where it is too bad, or too large, to replace the one in the package."""
     short = [
         f"{name} {figures[name]:.4f} < {bar}" for name, bar in LEAST.items() if figures[name] < bar
     ]
@@ -249,8 +247,5 @@ def _publish(folder: Path, out: Path, figures: dict[str, float], is_default: boo
             f"not good enough for the package: {', '.join(short)}; it is in {folder}, "
             "and OUT=<directory> would copy it there"
         )
-    storage.remove(str(out / "config.json"))
-    files = sorted(file for file in folder.iterdir() if file.name != "config.json")
-    for file in (*files, folder / "config.json"):
-        storage.write_bytes(str(out / file.name), file.read_bytes())
+    publish(folder, out)
     say(f"saved in {out}" + (f", although {', '.join(short)}" if short else ""))
