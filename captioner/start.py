@@ -24,6 +24,7 @@ FITTING = 0.995  # share of the captions that the chosen context must hold
 MOST_REPEATS = (
     0.01  # share of captions with a run of words twice; above, the style needs its repeats
 )
+SLACK = 1.2  # a caption may be this much longer than any that was learned from
 NARROW = 512  # a text width below which tables are drawn wider: see init_from_fan_in
 
 
@@ -115,13 +116,13 @@ def context_for(start: Start, lengths: Sequence[int], wanted: int = 0) -> int:
 def decoding_for(style: str, captions: Sequence[Sequence[int]], context: int) -> DecodeSettings:
     """How to decode a style whose captions look like these (token ids without start and end).
 
-    As long as the longest of them; runs of tokens may repeat where they do in these.
+    A little longer than the longest of them; runs of tokens may repeat where they do in these.
     """
     default = DEFAULTS["long" if style == "long" else "short"]
     lengths = [len(caption) for caption in captions]
     size = default.no_repeat_ngram
     repeats = np.mean([_repeats(caption, size) for caption in captions])
-    longest = min(context - 1, max(lengths) + 1)
+    longest = min(context - 1, round(SLACK * max(lengths)) + 1)
     return replace(
         default,
         max_tokens=longest,

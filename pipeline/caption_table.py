@@ -1,5 +1,6 @@
 """Captions from elsewhere: a parquet or JSON-lines file, keyed by uid, by shard and key, or by sha256."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +47,8 @@ class CaptionTable:
         return found
 
     def identity(self) -> list:
-        """Changes with every file."""
-        prints = [(file, storage.fingerprint(file)) for file in self.files()]
-        return [
-            [Path(file).name, p.size, p.etag, 0 if p.etag else p.mtime_ns] for file, p in prints
-        ]
+        """Changes with the content of every file."""
+        return [[Path(file).name, _content(file)] for file in self.files()]
 
     def create_view(self, connection: duckdb.DuckDBPyConnection, style: str) -> tuple[str, ...]:
         """Makes the table `said` (k, captions); returns what k equals in a table of samples.
@@ -93,6 +91,14 @@ class CaptionTable:
         """The folder whose shards.parquet names the shards: a caption run lies two levels below it."""
         folder = self.spec.rstrip("/").rsplit("/", 2)[0]
         return folder if storage.exists(storage.join(folder, "shards.parquet")) else ""
+
+
+def _content(file: str) -> str:
+    """What an object store says of its content, else the hash of its bytes."""
+    if not storage.is_local(file) and (etag := storage.fingerprint(file).etag):
+        return etag
+    with storage.open_read(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _reader(file: str) -> str:

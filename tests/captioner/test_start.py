@@ -76,7 +76,7 @@ def test_the_context_holds_the_captions():
 def test_decoding_follows_the_captions():
     varied = [[i, i + 1, i + 2, i + 3, i + 4] for i in range(50)]
     settings = starts.decoding_for("short", varied, 76)
-    assert settings.max_tokens == 6 and settings.min_tokens == 3 and settings.no_repeat_ngram == 4
+    assert settings.max_tokens == 7 and settings.min_tokens == 3 and settings.no_repeat_ngram == 4
     looping = [[1, 2, 3, 4, 9, 1, 2, 3, 4]] * 50
     settings = starts.decoding_for("long", looping, 76)
     assert settings.no_repeat_ngram == 0 and settings.min_tokens == 8

@@ -100,6 +100,7 @@ def test_a_quote_in_a_name_is_only_a_quote(tmp_path):
 def test_a_changed_file_is_another_one(tmp_path):
     path = lines(tmp_path / "c.jsonl", {"uid": "a", "caption": "x"})
     before = CaptionTable(str(path)).identity()
+    path.touch()
     assert before == CaptionTable(str(path)).identity()
     lines(path, {"uid": "a", "caption": "longer"})
     assert before != CaptionTable(str(path)).identity()
