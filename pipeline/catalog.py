@@ -10,10 +10,22 @@ from fsspec.core import url_to_fs
 
 from pipeline import manifest, storage
 from pipeline.errors import UserError
-from pipeline.schemas import CAPTIONS, COLUMNS, KEEP, MIX, SHARDS, STYLES
+from pipeline.schemas import (
+    CAPTIONS,
+    COLUMNS,
+    EVALUATED_CAPTIONS,
+    EVALUATIONS,
+    KEEP,
+    MIX,
+    SHARDS,
+    STYLES,
+)
 
 FILE = "catalog.duckdb"
-VIEWS = ("shards", "samples", "columns", "captions", "caption_texts", "keep", "mix", "runs")
+VIEWS = (
+    *("shards", "samples", "columns", "captions", "caption_texts", "keep", "mix", "runs"),
+    *("evaluations", "evaluated_captions"),
+)
 
 _SQL_TYPES = {
     pa.string(): "VARCHAR",
@@ -21,6 +33,8 @@ _SQL_TYPES = {
     pa.int32(): "INTEGER",
     pa.int64(): "BIGINT",
     pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.list_(pa.float32()): "FLOAT[]",
 }
 _RUNS = {
     "kind": "VARCHAR",
@@ -34,6 +48,7 @@ _RUN_AND_SHARD = (
     "split_part(filename, '/', -2) AS run, "
     "regexp_replace(split_part(filename, '/', -1), '[.]parquet$', '') AS shard"
 )
+_EVALUATION = "split_part(filename, '/', -2) AS evaluation"
 
 
 def connect(out: str) -> duckdb.DuckDBPyConnection:
@@ -108,6 +123,14 @@ def _views(out: str, prefix: str) -> dict[str, str]:
             COLUMNS,
             _RUN_AND_SHARD.replace("AS run", "AS stage") + f", {_names(COLUMNS)}",
         ),
+        "evaluations": over(
+            "evaluations/*/metrics.parquet", EVALUATIONS, f"{_EVALUATION}, {_names(EVALUATIONS)}"
+        ),
+        "evaluated_captions": over(
+            "evaluations/*/captions.parquet",
+            EVALUATED_CAPTIONS,
+            f"{_EVALUATION}, {_names(EVALUATED_CAPTIONS)}",
+        ),
         "samples": _SAMPLES,
         "caption_texts": " UNION ALL ".join([_ORIGINALS, *map(_synthetic, STYLES)]),
         "runs": _runs(out, prefix),
@@ -147,7 +170,7 @@ def _runs(out: str, prefix: str) -> str:
     return f"SELECT {', '.join(_RUNS)} FROM read_json([{files}], columns = {{{types}}})"
 
 
-_KINDS = ("columns", "captions", "keep", "mix")
+_KINDS = ("columns", "captions", "keep", "mix", "evaluations")
 
 
 def _any(out: str, glob: str) -> bool:

@@ -64,6 +64,8 @@ CAPTIONS = pa.schema(
         *_TEXTS,
         pa.field("caption_status", pa.string(), nullable=False),
         *[field for style in STYLES for field in _caption_fields(style)],
+        # By the captioner's contrastive towers, of unit length; null where nobody asked.
+        pa.field("image_embedding", pa.list_(pa.float32())),
         *_VERDICT,
     ]
 )
@@ -130,6 +132,18 @@ TEACHING = pa.schema(
     ]
 )
 """A sample of other shards, for a teacher to caption."""
+
+TAUGHT = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        *[
+            pa.field(name, pa.string())
+            for style in STYLES
+            for name in (f"caption_{style}", f"{style}_status")  # ok, or captioner.taught.REASONS
+        ],
+    ]
+)
+"""What a captioner learns from a teacher: only what is ok; null for a style that is not taught."""
 
 UPSAMPLED = pa.schema(
     [

@@ -100,7 +100,7 @@ def test_in_an_object_store(tmp_path: Path, store: str):
     fill(f"{store}/out", str(tmp_path / "raw"))
     with catalog.connect(f"{store}/out") as connection:
         assert counts(connection) == ROWS
-        assert len(list(statistics.named(connection))) == 8
+        assert len(list(statistics.named(connection))) == 9
     catalog.refresh(f"{store}/out")
     assert storage.exists(f"{store}/out/catalog.duckdb")
 

@@ -11,7 +11,7 @@ from pipeline import catalog, commit, manifest, statistics
 from pipeline.commit import Record
 from pipeline.errors import UserError
 from pipeline.runs import Run
-from pipeline.schemas import CAPTIONS, MIX
+from pipeline.schemas import CAPTIONS, EVALUATIONS, MIX
 from tests.support.shards import pairs, write_tar
 
 if TYPE_CHECKING:
@@ -69,6 +69,18 @@ MIXED = [
 ]
 
 
+EVALUATED = [
+    {"run": "r", "style": style, "metric": metric, "item": item, "value": value, "count": 5}
+    for style, metric, item, value in (
+        ("short", "cider", None, 0.51237),
+        ("long", "cider", None, 0.25),
+        ("original", "loops", None, 0.0),
+        ("reference", "loops", None, 0.125),
+        ("short", "first_word", "a", 0.6),
+    )
+]
+
+
 def write(run: Run, shard: str, rows: list[dict], schema: pa.Schema) -> None:
     table = pa.Table.from_pylist([dict.fromkeys(schema.names) | row for row in rows], schema=schema)
     counts = {"samples": len(rows), **commit.tally(table)}
@@ -93,6 +105,9 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> str:
     write(other, "00000", [caption_row(1, "one")], CAPTIONS)
     write(Run(out, "mix", "m", {}), "00000", MIXED, MIX)
     write(Run(out, "mix", "n", {}), "00000", [mixed_row(1, "original", "original")], MIX)
+    write(Run(out, "evaluations", "r", {}), "metrics", EVALUATED, EVALUATIONS)
+    second = [EVALUATED[0] | {"run": "other"}]
+    write(Run(out, "evaluations", "other", {}), "metrics", second, EVALUATIONS)
     return out
 
 
@@ -132,6 +147,15 @@ EXPECTED = {
         ("r", "long", 2, 0.0, 0.0, None, 1),
         ("r", "original", 6, 0.0, 0.8333, "Alt text", 6),
         ("r", "short", 5, 0.2, 0.2, "A dog runs", 2),
+    ],
+    "drift": [
+        ("r", "long", 2, 0.5, 0.5, 0.5, 0.0, 1.0),
+        ("r", "original", 6, 1.0, 0.0, 0.0, 0.0, 0.0),
+        ("r", "short", 5, 0.6, 0.4, 0.0, 0.0, 1.0),
+    ],
+    "evaluations": [
+        ("r", "cider", 0.5124, 0.25, None, None),
+        ("r", "loops", None, None, 0.0, 0.125),
     ],
     "similarity": [("r", "short", 5, 0.36, 0.12, 0.3, 0.72, 0.0)],
     "statuses": [
