@@ -1,7 +1,7 @@
 """CoCa as a captioner: one image encoding, a writer per style, and scores by the base's towers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import open_clip
@@ -11,18 +11,24 @@ from torch.nn import functional as F
 
 from captioner.captioner import BaseCaptioner, Caption
 from captioner.checkpoint import Checkpoint
-from captioner.decode import Decoded, Writer, decode
+from captioner.decode import find, search_of
 from captioner.fused import DecoderWeights, ImageEncoder, Layout, TextEncoder
 from captioner.gate import judge
+from captioner.graphs import Graphs
 from captioner.load import with_decode
+from captioner.rerank import closest
+from captioner.search import Decoded
 from captioner.settings import DecodeSettings
 from captioner.tokens import Tokenizer, to_tensor
+from captioner.writer import Writer
 from pipeline.errors import UserError
 from pipeline.images import square_crop
 
 
 class CocaCaptioner(BaseCaptioner):
     """CoCa on one device: image tower, one writer per style, and the base's contrastive towers."""
+
+    embeds = True
 
     def __init__(
         self,
@@ -49,6 +55,7 @@ class CocaCaptioner(BaseCaptioner):
             "torch": torch.__version__,
             "open_clip": open_clip.__version__,
         }
+        self._embed_dim = config["embed_dim"]
         mean, std = checkpoint.mean, checkpoint.std
         self._image_encoder = ImageEncoder(layout, base.visual, mean, std)
         self._text_encoder = TextEncoder(layout, base.text, text_heads)
@@ -60,6 +67,8 @@ class CocaCaptioner(BaseCaptioner):
                 self._text_encoder if is_base else TextEncoder(layout, stack.text, text_heads),
                 DecoderWeights(layout, stack.text_decoder, config["multimodal_cfg"]["heads"]),
             )
+            if layout.device.type == "cuda":
+                self._writers[style].graphs = Graphs(self._writers[style])
             if stack.visual is not None:
                 self._own_image_encoders[style] = ImageEncoder(layout, stack.visual, mean, std)
 
@@ -75,31 +84,47 @@ class CocaCaptioner(BaseCaptioner):
         styles: Sequence[str] | None = None,
     ) -> list[dict[str, Caption]]:
         """One batch, one image encoding: a caption per image and style. `keys` seed the sampling."""
+        return self.caption_and_embed(prepared, keys, styles)[0]
+
+    @torch.inference_mode()
+    def caption_and_embed(
+        self,
+        prepared: Sequence[np.ndarray],
+        keys: Sequence[str],
+        styles: Sequence[str] | None = None,
+    ) -> tuple[list[dict[str, Caption]], np.ndarray]:
+        """Captions as of `caption`, and the images' unit features by the base, float32 (B, E)."""
         styles = self.known(styles)
         if not prepared:
-            return []
+            return [], np.zeros((0, self._embed_dim), np.float32)
         crops = torch.from_numpy(np.stack(prepared))
         pixels = self._image_encoder.pixels(crops)
         features, tokens = self._image_encoder(pixels)
         captions: list[dict[str, Caption]] = [{} for _ in prepared]
         for style in styles:
             own = self._own_image_encoders.get(style)
-            decoded = decode(
-                self._writers[style],
-                self.tokenizers[style],
-                tokens if own is None else own(pixels)[1],
-                keys,
-                style,
-                self.settings[style].decode,
-            )
-            texts = [self.tokenizers[style].decode(row.ids) for row in decoded]
-            similarities = self._similarities(features, texts)
-            threshold = self.settings[style].off_image
-            for row, text, values, result in zip(
-                decoded, texts, similarities, captions, strict=True
-            ):
-                result[style] = make_caption(row, text, values, threshold)
-        return captions
+            seen = tokens if own is None else own(pixels)[1]
+            search = search_of(self.tokenizers[style], style, self.settings[style].decode)
+            found = find(self._writers[style], search, seen, keys)
+            for result, caption in zip(captions, self._chosen(style, found, features), strict=True):
+                result[style] = caption
+        return captions, features.cpu().numpy()
+
+    def _chosen(
+        self, style: str, found: list[list[Decoded]], features: Tensor
+    ) -> Iterator[Caption]:
+        """Of what was found for each image, the caption that is closest to it."""
+        texts = [[self.tokenizers[style].decode(row.ids) for row in rows] for rows in found]
+        similarities: list[list[tuple[float, float]]] = [[] for _ in found]
+        for place in range(max(map(len, found))):  # one of each image at a time: few at once
+            some = [i for i, rows in enumerate(found) if place < len(rows)]
+            values = self._similarities(features[some], [texts[i][place] for i in some])
+            for i, value in zip(some, values, strict=True):
+                similarities[i].append(value)
+        threshold = self.settings[style].off_image
+        for rows, said, values in zip(found, texts, similarities, strict=True):
+            best = closest(rows, [mean for mean, _ in values])
+            yield make_caption(rows[best], said[best], values[best], threshold)
 
     @torch.inference_mode()
     def encode_image(self, prepared: Sequence[np.ndarray]) -> np.ndarray:

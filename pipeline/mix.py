@@ -145,11 +145,12 @@ class MixWork:
         return storage.join(self.run.out, "keep", self.recipe.keep, f"{shard.name}.parquet")
 
     def _rows(self, shard: Shard, samples: Iterator[Sample], writer: ShardWriter) -> Iterator[dict]:
+        columns = [name for name in CAPTIONS.names if name != "image_embedding"]
         captions = {
-            run: _Sidecar(self._caption_url(run, shard), CAPTIONS)
+            run: _Sidecar(self._caption_url(run, shard), columns)
             for run in self.recipe.caption_runs
         }
-        keep = _Sidecar(self._keep_url(shard), KEEP) if self.recipe.keep else None
+        keep = _Sidecar(self._keep_url(shard), KEEP.names) if self.recipe.keep else None
         taken: set[str] = set()
         for sample in samples:
             row = dict.fromkeys(MIX.names) | {
@@ -264,9 +265,9 @@ def _new_key(shard: str, sample: Sample, taken: set[str]) -> str:
 class _Sidecar:
     """Rows of a sidecar in the order of its shard's samples, a few at a time."""
 
-    def __init__(self, url: str, schema: pa.Schema) -> None:
+    def __init__(self, url: str, columns: list[str]) -> None:
         self._url = url
-        self._rows = commit.sidecar_rows(url, schema.names)
+        self._rows = commit.sidecar_rows(url, columns)
 
     def row(self, uid: str) -> dict | None:
         """The row of the next sample; None behind the end of what was made from fewer samples."""

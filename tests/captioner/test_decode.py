@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from captioner.checkpoint import load_checkpoint
-from captioner.decode import Caches, decode
+from captioner.decode import decode
 from captioner.fused import Layout
 from captioner.settings import DecodeSettings
+from captioner.writer import Caches
 from tests.captioner.models import make_encoder, make_peer, make_writer
 
 FORBIDDEN = [0, 49406, 49407]
