@@ -27,8 +27,7 @@ class Place:
 def places(step: int, *, seed: int, size: int, batch_size: int) -> list[Place]:
     """The samples of a step's global batch; each of `size` comes once per epoch.
 
-    A pure function, so a resumed run needs no loader's position. One of several ranks would take
-    `places(...)[rank::world]`.
+    A pure function, so a resumed run needs no loader's position.
     """
     found = []
     for position in range(step * batch_size, (step + 1) * batch_size):
@@ -44,14 +43,25 @@ def split(samples: Sequence[Place], parts: int) -> list[Sequence[Place]]:
 
 
 def feed(
-    prepare: Callable[[Sequence[Place]], Batch], size: int, settings: Fit, *, start: int, pin: bool
+    prepare: Callable[[Sequence[Place]], Batch],
+    size: int,
+    settings: Fit,
+    *,
+    start: int,
+    pin: bool,
+    rank: int = 0,
+    world: int = 1,
 ) -> Generator[tuple[Sequence[Place], Batch]]:
-    """Micro-batches of the steps from `start` on, in order, `settings.prefetch` of them ahead."""
+    """Micro-batches of the steps from `start` on, in order, `settings.prefetch` of them ahead.
+
+    Of each, one of `world` ranks gets its own samples: together they are those of one process.
+    """
 
     def items() -> Iterator[Sequence[Place]]:
         for step in range(start, settings.steps):
             of_step = places(step, seed=settings.seed, size=size, batch_size=settings.batch_size)
-            yield from split(of_step, settings.accumulate)
+            for micro in split(of_step, settings.accumulate):
+                yield micro[rank::world]
 
     def prepared(samples: Sequence[Place]) -> tuple[Sequence[Place], Batch]:
         batch = prepare(samples)

@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,89 +18,14 @@ from jobs import checkpoints, fit_record, tracking
 from jobs.feed import Batch, Place, feed
 from jobs.fit_settings import Fit
 from jobs.job import complain
+from jobs.ranks import Ranks, here, joined
+from jobs.task import BaseTask, Task
 from jobs.training import Diverged, Training
 from pipeline import storage
 from pipeline.draws import key64
 from pipeline.errors import UserError
 
 __all__ = ["BaseTask", "Batch", "Diverged", "Fit", "Fitted", "Place", "Task", "fit"]
-
-
-class Task(Protocol):
-    """What is trained: a model, its loss and its samples.
-
-    `batch` and `loss` are pure functions of their arguments; so a resumed run needs neither the
-    state of a generator nor the position of a loader.
-    """
-
-    model: nn.Module
-    size: int
-    """Samples in one epoch."""
-
-    def parameter_groups(self) -> list[dict]:
-        """As torch's optimizers take them, plus `lr_scale` and `optimizer` ("adamw" or "muon").
-
-        Every parameter that requires a gradient is in one of them. Muon takes matrices only.
-        """
-        ...
-
-    def batch(self, samples: Sequence[Place]) -> Batch:
-        """CPU tensors of these samples; runs in a thread of its own, ahead of the model.
-
-        Draws(place.seed, place.step, place.index, purpose) is a sample's randomness; the global
-        generators of torch and numpy belong to the loop.
-        """
-        ...
-
-    def loss(self, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of the samples' losses, and scalars to log.
-
-        batch: what `batch` gave, on the model's device. draws: a generator on that device, for
-        noise. Being a mean over samples makes micro-batches add up to the whole batch's gradient;
-        a mean over tokens does not, where samples differ in length.
-
-        Reach the parameters by one call of `self.model(...)`, not through its submodules or
-        methods: DistributedDataParallel averages gradients, and FSDP gathers weights, in the hooks
-        of that call, and `self.model` is what will be wrapped.
-        """
-        ...
-
-    def evaluate(self) -> dict[str, float]:
-        """Metrics, in eval mode, without gradients, with the averaged weights where there are any."""
-        ...
-
-    def blocks(self) -> Iterable[nn.Module]:
-        """Modules that activation checkpointing recomputes in the backward pass.
-
-        Dropout inside is replayed. `draws` is not, so noise is drawn outside of them; nor is a
-        context that `loss` opens, as a choice of attention's kernel.
-        """
-        ...
-
-
-class BaseTask:
-    """What most tasks have in common."""
-
-    model: nn.Module
-    size: int
-
-    def parameter_groups(self) -> list[dict]:
-        """Weight decay for matrices and kernels, none for biases and gains."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
-            {
-                "params": [parameter for parameter in trained if parameter.ndim < 2],
-                "weight_decay": 0.0,
-            },
-        ]
-        return [group for group in groups if group["params"]]
-
-    def evaluate(self) -> dict[str, float]:
-        return {}
-
-    def blocks(self) -> Iterable[nn.Module]:
-        return ()
 
 
 @dataclass(frozen=True)
@@ -130,49 +54,60 @@ def fit(
     number, and KeyboardInterrupt, after a checkpoint, where asked to stop by SIGINT or SIGTERM;
     after the last step too, so that what the caller does next is not done.
 
-    On one machine, with as many threads of torch, a run on the CPU that was stopped and went on
+    Under `torchrun --nproc-per-node N` the N processes train one model on the same samples as one
+    process would; N times `accumulate` divides `batch_size`. The first one writes the files and
+    tells what happened; where it raises, the others raise jobs.ranks.Ended. `out` is a folder that
+    all of them see. Checkpoints know no number of processes.
+
+    On one machine, with as many processes and threads of torch, a run on the CPU that was stopped and went on
     equals one that never stopped, bit by bit. On CUDA the same holds as far as torch has
     deterministic algorithms; it warns of an operation that has none. CUBLAS_WORKSPACE_CONFIG is set
     for that, and is too late where the process has multiplied matrices on a GPU before.
     """
     out = Path(out)
-    device = _device(settings)
-    storage.require_writable(str(out))
+    with joined() as ranks, _deterministic():
+        device = _device(settings, ranks)
+        with _held(out, ranks, hint):
+            folder = out / "checkpoints"
+            saved = _newest(folder, ranks)
+            trained = saved[1]["step"] if saved else 0
+            task.model.to(device).train()
+            facts = about or {}
+            fit_record.begin(
+                out, task, settings, facts, device=device, ranks=ranks, trained=trained, hint=hint
+            )
+            if ranks.is_first:
+                for written in (out, folder):
+                    storage.remove_temporaries(str(written))
+            training = Training(task, settings, device, ranks)
+            if saved:
+                training.load(*saved)
+                del saved  # as large as the model and its optimizer
+            return _fit(training, out, trained)
+
+
+def _fit(training: Training, out: Path, trained: int) -> Fitted:
+    """The rest of a run that has `trained` steps behind it."""
+    settings, ranks = training.settings, training.ranks
+    is_finished = trained == settings.steps
+    track = tracking.Untracked
+    if ranks.is_first and not is_finished:
+        track = partial(tracking.tracker, settings, out, trained)
+    path = out / "metrics.jsonl" if ranks.is_first else Path(os.devnull)
     with (
-        storage.exclusive(str(out), hint=f"wait for it, or {hint}"),
-        _deterministic(),
+        closing(tracking.Metrics(path, trained)) as metrics,
+        closing(track()) as tracker,
+        _interruptible() as interrupted,
     ):
-        folder = out / "checkpoints"
-        saved = checkpoints.newest(folder)
-        trained = saved[1]["step"] if saved else 0
-        task.model.to(device).train()
-        fit_record.begin(
-            out, task, settings, about or {}, device=device, trained=trained, hint=hint
-        )
-        for written in (out, folder):
-            storage.remove_temporaries(str(written))
-        training = Training(task, settings, device)
-        if saved:
-            training.load(*saved)
-            del saved  # as large as the model and its optimizer
-        is_finished = trained == settings.steps
-        track = (
-            tracking.Untracked if is_finished else partial(tracking.tracker, settings, out, trained)
-        )
-        with (
-            closing(tracking.Metrics(out / "metrics.jsonl", trained)) as metrics,
-            closing(track()) as tracker,
-            _interruptible() as interrupted,
-        ):
-            if not is_finished:
-                _train(training, metrics, tracker, out, interrupted)
-            _finish(training, out, is_new=not is_finished)
-            if interrupted():
-                raise KeyboardInterrupt(
-                    f"stopped after the last of {settings.steps} steps; run the same command to go on"
-                )
-        weights = out / "model.safetensors"
-        return Fitted(training.step, trained, metrics.last, training.best, weights)
+        if not is_finished:
+            _train(training, metrics, tracker, out, interrupted)
+        _finish(training, out, is_new=not is_finished)
+        if ranks.any(interrupted()):
+            raise KeyboardInterrupt(
+                f"stopped after the last of {settings.steps} steps; run the same command to go on"
+            )
+    last, best = ranks.of_first(lambda: (metrics.last, training.best))
+    return Fitted(training.step, trained, last, best, out / "model.safetensors")
 
 
 def _train(
@@ -184,8 +119,16 @@ def _train(
 ) -> None:
     """From the step that `training` is at to the last one, in the order of time."""
     task, settings, meter = training.task, training.settings, training.meter
-    is_cuda = training.device.type == "cuda"
-    batches = feed(task.batch, task.size, settings, start=training.step, pin=is_cuda)
+    ranks = training.ranks
+    batches = feed(
+        task.batch,
+        task.size,
+        settings,
+        start=training.step,
+        pin=training.device.type == "cuda",
+        rank=ranks.rank,
+        world=ranks.world,
+    )
     line = tracking.Line(out.name, settings, training.step)
     blocks = list(dict.fromkeys(task.blocks())) if settings.activation_checkpointing else []
 
@@ -193,30 +136,34 @@ def _train(
         metrics.sync()
         _keep(training, out)
 
+    def keep_bad(batch: dict) -> None:
+        keep()
+        storage.write_bytes(str(out / "bad_batch.json"), json.dumps(batch, indent=1).encode())
+
     with closing(line), closing(batches), _recomputing(blocks):
         while training.step < settings.steps:
             try:
                 training.take_step(batches)
             except Diverged as e:
-                keep()
-                data = json.dumps(e.batch, indent=1).encode()
-                storage.write_bytes(str(out / "bad_batch.json"), data)
+                ranks.of_first(partial(keep_bad, e.batch))
                 raise
             step, is_last = training.step, training.step == settings.steps
 
             evaluated = {}
             if settings.evaluate_every and (step % settings.evaluate_every == 0 or is_last):
-                evaluated = meter.paused(partial(_evaluate, training, out))
+                evaluate = partial(_evaluate, training, out)
+                evaluated = meter.paused(partial(ranks.of_first, evaluate))
 
             if step % settings.log_every == 0 or evaluated or is_last:
                 values = training.report() | evaluated
                 metrics.write(values)
                 tracker.log(step, values)
-            line(step, metrics.last)
+            if ranks.is_first:
+                line(step, metrics.last)
 
             is_stopping = interrupted()
             if step % settings.checkpoint_every == 0 or is_last or is_stopping:
-                meter.paused(keep)
+                meter.paused(partial(ranks.of_first, keep))
             if is_stopping and not is_last:
                 raise KeyboardInterrupt(
                     f"stopped after {step} of {settings.steps} steps; run the same command to go on"
@@ -260,9 +207,13 @@ def _finish(training: Training, out: Path, *, is_new: bool) -> None:
     """Leaves the weights to use in the model, and in model.safetensors."""
     if training.ema:
         training.ema.put_in()
-    path, weights = out / "model.safetensors", _weights(training)
-    if is_new or not checkpoints.holds(path, *weights):
-        checkpoints.save(path, *weights)
+
+    def save() -> None:
+        path, weights = out / "model.safetensors", _weights(training)
+        if is_new or not checkpoints.holds(path, *weights):
+            checkpoints.save(path, *weights)
+
+    training.ranks.of_first(save)
 
 
 def _weights(training: Training, **about: str) -> tuple[dict[str, Tensor], dict]:
@@ -272,18 +223,45 @@ def _weights(training: Training, **about: str) -> tuple[dict[str, Tensor], dict]
     return training.task.model.state_dict(), facts
 
 
-def _device(settings: Fit) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    name = settings.device if settings.device != "auto" else "cuda" if has_gpu else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name} is no device", "give cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and not has_gpu:
-        raise UserError(f"--device {name}: torch sees no GPU here", "give --device cpu")
+def _device(settings: Fit, ranks: Ranks) -> torch.device:
+    """Where this process trains; UserError where the settings do not suit what there is."""
+    device = ranks.device(settings.device)
     if settings.precision == "fp16" and device.type != "cuda":
         raise UserError("--precision fp16 needs a GPU", "give --precision bf16 or fp32")
+    parts = ranks.world * settings.accumulate
+    if ranks.world > 1 and settings.batch_size % parts:
+        raise UserError(
+            f"--batch-size {settings.batch_size} is not divisible by {ranks.world} processes, each "
+            f"with {settings.accumulate} micro-batches",
+            f"give a multiple of {parts}",
+        )
     return device
+
+
+@contextmanager
+def _held(out: Path, ranks: Ranks, hint: str) -> Iterator[None]:
+    """The folder is this run's; the first process locks it for all."""
+    if not ranks.is_first:
+        yield
+        return
+    storage.require_writable(str(out))
+    with storage.exclusive(str(out), hint=f"wait for it, or {hint}"):
+        yield
+
+
+def _newest(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict] | None:
+    """The newest whole checkpoint; the first process says which one that is."""
+    saved = checkpoints.newest(folder) if ranks.is_first else None
+    step = ranks.of_first(lambda: saved[1]["step"] if saved else None)
+    if ranks.is_first or step is None:
+        return saved
+    path = checkpoints.path_of(folder, step)
+    try:
+        return checkpoints.load(path)
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"process {ranks.rank} cannot read {path}: {e}", "give a folder that all machines share"
+        ) from None
 
 
 @contextmanager
@@ -335,7 +313,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        complain("stopping after this step")
+        if here().is_first:
+            complain("stopping after this step")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: asked  # only the main thread gets signals

@@ -11,11 +11,12 @@ import torch
 from jobs import optimizers
 from jobs.fit_settings import HARMLESS, Fit
 from jobs.job import say
+from jobs.ranks import Ranks
 from pipeline import runs, storage
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from jobs.fit import Task
+    from jobs.task import Task
 
 FILE = "fit.json"
 _LONGEST = 60  # characters of a value in a message
@@ -28,12 +29,15 @@ def begin(
     about: dict,
     *,
     device: torch.device,
+    ranks: Ranks,
     trained: int,
     hint: str,
 ) -> None:
     """Opens or continues a run; UserError that names what differs from the recorded run.
 
-    trained: steps that it has behind it. hint: how to make another run.
+    trained: steps that it has behind it. hint: how to make another run. Of several processes, the
+    first one does it; UserError where another one has another task. Their number is recorded with
+    the environment: another one may go on, and adds numbers in another order.
     """
     path = out / FILE
     record = {
@@ -48,9 +52,12 @@ def begin(
             name: f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
             for name, tensor in task.model.state_dict().items()
         },
-        "environment": runs.environment() | _machine(device),
+        "environment": runs.environment() | _machine(device) | {"processes": str(ranks.world)},
     }
     record = json.loads(json.dumps(record))  # as it will be read
+    _refuse_strangers(ranks.gathered(record))
+    if not ranks.is_first:
+        return
     before = _load(path, hint)
     if before:
         _refuse_other(out, before, record, settings, hint)
@@ -84,22 +91,44 @@ def _load(path: Path, hint: str) -> dict | None:
         raise UserError(f"{path} is damaged: {e}", hint) from e
 
 
+def _refuse_strangers(records: list[dict]) -> None:
+    """UserError where the processes of one run, each with a record, are not at the same work."""
+    for rank, record in enumerate(records):
+        differ = _differences(records[0], record, frozenset())
+        if differ:
+            raise UserError(
+                f"process {rank} trains another task than process 0: {_listed(differ, 'not')}",
+                "start all with the same flags, on the same data",
+            )
+
+
 def _refuse_other(out: Path, before: dict, now: dict, settings: Fit, hint: str) -> None:
     harmless = HARMLESS | ({"steps"} if settings.schedule == "constant" else set())
+    differ = _differences(before, now, harmless)
+    if differ:
+        raise UserError(
+            f"{out} was trained with other settings: {_listed(differ, 'was')}",
+            f"{hint}, or the same settings",
+        )
+
+
+def _differences(before: dict, now: dict, harmless: frozenset[str]) -> list[tuple]:
+    """(name, value before, value now) of what differs, but for settings that are harmless."""
     differ = []
     for part in ("settings", "task", "shapes"):
         old, new = runs.flat(before[part]), runs.flat(now[part])
         for name in sorted(old.keys() | new.keys()):
             was, is_now = old.get(name, "absent"), new.get(name, "absent")
             if was != is_now and not (part == "settings" and name in harmless):
-                where = "" if part == "settings" else f"{part}."
-                differ.append(f"{where}{name} (was {_short(was)}, is {_short(is_now)})")
-    if differ:
-        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
-        raise UserError(
-            f"{out} was trained with other settings: {', '.join(differ[:5])}{more}",
-            f"{hint}, or the same settings",
-        )
+                differ.append((name if part == "settings" else f"{part}.{name}", was, is_now))
+    return differ
+
+
+def _listed(differ: list[tuple], verb: str) -> str:
+    shown = ", ".join(
+        f"{name} ({verb} {_short(was)}, is {_short(is_now)})" for name, was, is_now in differ[:5]
+    )
+    return shown + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
 
 
 def _short(value: object) -> str:

@@ -16,11 +16,12 @@ from jobs.ema import Ema
 from jobs.feed import Batch, Place, moved
 from jobs.fit_settings import Fit
 from jobs.job import Stopped
+from jobs.ranks import Ranks
 from jobs.tracking import Meter, Window
 from pipeline.draws import key64
 
 if TYPE_CHECKING:
-    from jobs.fit import Task
+    from jobs.task import Task
 
 _FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_SKIPPED = 100  # steps in a row; GradScaler reaches a fitting scale within some twenty
@@ -35,10 +36,17 @@ class Diverged(Stopped):
 
 
 class Training:
-    """`step` counts the optimizer steps done."""
+    """`step` counts the optimizer steps done.
 
-    def __init__(self, task: "Task", settings: Fit, device: torch.device) -> None:
+    Of several processes each has one, and all of them are the same: gradients and what is logged
+    are means over the ranks.
+    """
+
+    def __init__(
+        self, task: "Task", settings: Fit, device: torch.device, ranks: Ranks | None = None
+    ) -> None:
         self.task, self.settings, self.device = task, settings, device
+        self.ranks = ranks or Ranks()
         self.step = 0
         self.best: dict[str, float] = {}
         self.skipped = self._skipped_in_a_row = 0
@@ -48,6 +56,7 @@ class Training:
         self._optimizers = optimizers.build(task.model, groups, settings)
         self._scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.ema = Ema(task.model, settings.ema) if settings.ema else None
+        self._wrapped = self.ranks.wrapped(task.model)
 
     def take_step(self, batches: Iterator[tuple[Sequence[Place], Batch]]) -> None:
         """Gradients of the micro-batches, then the optimizers; Diverged before these change a thing.
@@ -62,8 +71,9 @@ class Training:
         buffers = {name: b.clone() for name, b in self.task.model.named_buffers()}
         for micro in range(settings.accumulate):
             places, batch = self.meter.waiting(lambda: next(batches))
-            share = len(places) / settings.batch_size
-            with self._attention():
+            # Of the step's samples: the gradient is a mean over the ranks, each with as many.
+            share = len(places) * self.ranks.world / settings.batch_size
+            with self._attention(), self._averaging(is_due=micro == settings.accumulate - 1):
                 loss, values = self._loss(moved(batch, self.device), micro)
                 self._scaler.scale(loss * share).backward()
             losses.append(loss.detach())
@@ -76,7 +86,8 @@ class Training:
         if not gradients:
             raise ValueError("the loss depends on no parameter of any group")
         norm = get_total_norm(gradients)
-        is_finite = torch.isfinite(norm + sum(losses)).item()
+        logged = self._over_ranks(logged)
+        is_finite = torch.isfinite(norm + sum(values["loss"] for values, _ in logged)).item()
         if is_finite:
             self._update(norm)
         else:
@@ -94,11 +105,29 @@ class Training:
 
     def _loss(self, batch: Batch, micro: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch, whose dropout and noise depend on nothing before it."""
-        torch.manual_seed(key64(self.settings.seed, self.step, micro, "dropout"))
+        part = self.ranks.rank * self.settings.accumulate + micro
+        torch.manual_seed(key64(self.settings.seed, self.step, part, "dropout"))
         noise = torch.Generator(self.device)
-        noise.manual_seed(key64(self.settings.seed, self.step, micro, "noise"))
-        with self.autocast():
-            return self.task.loss(batch, noise)
+        noise.manual_seed(key64(self.settings.seed, self.step, part, "noise"))
+        plain = self.task.model
+        self.task.model = self._wrapped  # nobody else meets it: names of weights stay as they are
+        try:
+            with self.autocast():
+                return self.task.loss(batch, noise)
+        finally:
+            self.task.model = plain
+
+    def _averaging(self, *, is_due: bool) -> AbstractContextManager:
+        """Gradients of the micro-batches before the last one add up on each rank."""
+        return nullcontext() if is_due or self.ranks.world == 1 else self._wrapped.no_sync()
+
+    def _over_ranks(
+        self, logged: list[tuple[dict[str, Tensor], float]]
+    ) -> list[tuple[dict[str, Tensor], float]]:
+        """The same values, averaged over the ranks; at every step, so that a checkpoint holds them."""
+        values = self.ranks.means([v for named, _ in logged for v in named.values()], self.device)
+        averaged = iter(values)
+        return [({name: next(averaged) for name in named}, share) for named, share in logged]
 
     def _update(self, norm: Tensor) -> None:
         self._skipped_in_a_row = 0
@@ -118,7 +147,12 @@ class Training:
         buffers: dict[str, Tensor],
     ) -> None:
         """Overflowing fp16 gradients of a finite loss are skipped; GradScaler then scales less."""
-        bad = [part for loss, part in zip(losses, samples, strict=True) if not loss.isfinite()]
+        mine = [
+            (loss.item(), [asdict(place) for place in part])
+            for loss, part in zip(losses, samples, strict=True)
+        ]
+        parts = [part for of_rank in self.ranks.gathered(mine) for part in of_rank]
+        bad = [part for loss, part in parts if not math.isfinite(loss)]
         self.skipped += 1
         self._skipped_in_a_row += 1
         if self._scaler.is_enabled() and not bad and self._skipped_in_a_row < _MOST_SKIPPED:
@@ -127,11 +161,11 @@ class Training:
         self._skipped_in_a_row -= 1
         for name, before in buffers.items():
             self.task.model.get_buffer(name).copy_(before)
-        places = [place for part in bad or samples for place in part]
+        places = [place for part in bad or (part for _, part in parts) for place in part]
         step = self.step + 1
         what = "loss" if bad else "gradient"
         again = f", after {self._skipped_in_a_row} skipped steps" if self._skipped_in_a_row else ""
-        indices = ", ".join(str(place.index) for place in places[:8])
+        indices = ", ".join(str(place["index"]) for place in places[:8])
         more = f" and {len(places) - 8} more, see bad_batch.json" if len(places) > 8 else ""
         raise Diverged(
             f"step {step}: the {what} is no finite number{again}; samples {indices}{more}. "
@@ -139,9 +173,9 @@ class Training:
             f"learning rate",
             {
                 "step": step,
-                "losses": [str(loss.item()) for loss in losses],
+                "losses": [str(loss) for loss, _ in parts],
                 "grad_norm": str(norm.item()),
-                "samples": [asdict(place) for place in places],
+                "samples": places,
             },
         )
 
