@@ -3,7 +3,8 @@
 Names: `coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k` (a model and a published tag of open_clip),
 `coca_ViT-B-32:weights.safetensors` (a model and a checkpoint file), `path/to/directory` (a captioner
 saved by this project), `bundled` (the one in this package), `coca_ViT-B-32:random` (initial weights,
-for tests), and `short=<name>,long=<name>` (two captioners behind one). Nothing here loads torch.
+for tests), `openai:<model>@<base url>` and `vllm:<model>` (chat models, see captioner/chat.py), and
+`short=<name>,long=<name>` (two captioners behind one). Nothing here loads torch.
 """
 
 import hashlib
@@ -12,10 +13,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from captioner.chat import is_chat, parse_name
 from captioner.config import CLIP_MEAN, CLIP_STD, check_config, model_config
 from captioner.settings import DEFAULTS, DecodeSettings
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from captioner.chat_captioner import ChatSettings
 
 BUNDLED = "bundled"
 """The captioner that `make captioner` trains on rendered scenes; it knows nothing else."""
@@ -80,26 +86,33 @@ class CaptionerInfo:
     preprocessing: str
     decode: Mapping[str, DecodeSettings]
     off_image: Mapping[str, float | None]
+    prompts: Mapping[str, str] = field(default_factory=dict)  # style -> identity, of chat models
 
 
-def describe_captioner(name: str) -> CaptionerInfo:
-    """Resolve a name and hash its weights, without building the model.
+def describe_captioner(name: str, chat: "ChatSettings | None" = None) -> CaptionerInfo:
+    """Resolve a name and hash its weights, without building the model or asking a server.
 
-    Raises UserError where the name, the checkpoint or its configuration is unknown or unreachable.
+    chat: how chat models are asked, by default with the prompts of this package. Raises UserError
+    where the name, the checkpoint or its configuration is unknown or unreachable.
     """
     parts = split_composition(name)
     if parts:
-        infos = {style: describe_captioner(part) for style, part in parts.items()}
+        infos = {style: describe_captioner(part, chat) for style, part in parts.items()}
         check_composition(parts, {style: info.styles for style, info in infos.items()})
         return CaptionerInfo(
-            name=name,
+            name=",".join(f"{style}={info.name}" for style, info in infos.items()),
             styles=tuple(parts),
             weights=",".join(f"{style}={info.weights}" for style, info in infos.items()),
             image_size=max(info.image_size for info in infos.values()),
             preprocessing=",".join(f"{s}={info.preprocessing}" for s, info in infos.items()),
             decode={style: info.decode[style] for style, info in infos.items()},
             off_image={style: info.off_image[style] for style, info in infos.items()},
+            prompts={s: info.prompts[s] for s, info in infos.items() if info.prompts},
         )
+    if is_chat(name):
+        from captioner.chat_captioner import ChatSettings, describe_chat
+
+        return describe_chat(name, chat or ChatSettings())
     source = resolve(name)
     check_config(source.model_config)
     with_decode(source.styles, None)
@@ -128,6 +141,19 @@ def split_composition(name: str) -> dict[str, str]:
     return parts
 
 
+def parts_of(name: str) -> tuple[str, ...]:
+    """The names of the captioners that a name stands for: itself, or those it composes."""
+    return tuple(split_composition(name).values()) or (name,)
+
+
+def public_name(name: str) -> str:
+    """The name without the servers in it, which may move."""
+    for part in parts_of(name):
+        if is_chat(part):
+            name = name.replace(part, parse_name(part).public)
+    return name
+
+
 def check_composition(parts: Mapping[str, str], styles: Mapping[str, tuple[str, ...]]) -> None:
     """Raise UserError where a part is asked for a style that it has not."""
     for style, part in parts.items():
@@ -141,6 +167,10 @@ def resolve(name: str) -> Source:
     """Find what a name (not a composition) stands for, downloading published weights if needed."""
     if name == BUNDLED:
         return _read_bundled()
+    if is_chat(name):
+        raise UserError(
+            f"{public_name(name)} is a chat model: it has no checkpoint", "name a CoCa captioner"
+        )
     if Path(name).is_dir():
         return read_directory(name)
     architecture, _, tag = name.partition(":")
@@ -253,13 +283,17 @@ def identity(source: Source) -> str:
     """What names the weights for ever: a hash of every file, or how initial weights were drawn."""
     if source.weights is None:
         return f"initial weights of {source.name.partition(':')[0]}, seed 0, scheme 1"
-    hashes = []
-    for file in _files(source):
-        with file.open("rb") as stream:
-            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    hashes = [sha256_of(file) for file in _files(source)]
     if len(hashes) == 1:
-        return f"sha256:{hashes[0]}"
-    return f"sha256:{hashlib.sha256(','.join(hashes).encode()).hexdigest()}"
+        return hashes[0]
+    joined = ",".join(found.removeprefix("sha256:") for found in hashes)
+    return f"sha256:{hashlib.sha256(joined.encode()).hexdigest()}"
+
+
+def sha256_of(file: Path) -> str:
+    """'sha256:...' of a file."""
+    with file.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
 def _files(source: Source) -> list[Path]:

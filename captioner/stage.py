@@ -2,7 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from captioner.captioner import Caption, Captioner
+    from captioner.chat_captioner import ChatSettings
 
 _BATCHES_AHEAD = 3
 
@@ -36,17 +39,24 @@ class CaptionStage:
     device: str = "cpu"
     precision: str = "auto"
     decode: Mapping[str, object] | None = None  # style -> DecodeSettings, None for the captioner's
+    chat: "ChatSettings | None" = None  # how chat models are asked
+    embeddings: bool = False  # whether images' features by the contrastive towers are kept
 
     schema = CAPTIONS
 
     def setup(self) -> None:
-        import torch
+        from captioner.captioner import computes_here, load_captioner
 
-        from captioner import load_captioner
+        if computes_here(self.captioner):
+            import torch
 
-        torch.set_num_threads(self.threads)
+            torch.set_num_threads(self.threads)
         self._loaded: Captioner = load_captioner(
-            self.captioner, device=self.device, precision=self.precision, decode=self.decode
+            self.captioner,
+            device=self.device,
+            precision=self.precision,
+            decode=self.decode,
+            chat=self.chat,
         )
 
     @property
@@ -55,8 +65,35 @@ class CaptionStage:
 
     def __call__(self, samples: Iterator[Sample]) -> pa.Table:
         """One row for every sample, in order; see `pipeline.schemas.CAPTIONS`."""
-        rows = itertools.chain.from_iterable(map(self._rows, self._batches(samples)))
+        rows = itertools.chain.from_iterable(self._captioned(self._batches(samples)))
         return table_of(rows, CAPTIONS)
+
+    def _captioned(self, batches: Iterable[list[tuple]]) -> Iterator[list[dict]]:
+        """The rows of each batch, in order; several batches at once where the captioner takes them.
+
+        At most twice as many wait as are being captioned, most of them for an earlier one.
+        """
+        from captioner.captioner import FRIENDLY_BATCH
+
+        if self._loaded.batches_in_flight == 1:
+            yield from map(self._rows, batches)
+            return
+        images = self._loaded.batches_in_flight * FRIENDLY_BATCH
+        lanes = max(2, math.ceil(images / self.batch_size))
+        waiting: deque[Future[list[dict]]] = deque()
+        pool = ThreadPoolExecutor(lanes)
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(self._rows, batch))
+                if len(waiting) == 2 * lanes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except (KeyboardInterrupt, SystemExit):
+            self._loaded.close()  # else the end would wait for a server
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _batches(self, samples: Iterator[Sample]) -> Iterator[list[tuple]]:
         """Runs of (sample, crop or None) with `batch_size` crops each, less in the last."""
@@ -89,21 +126,33 @@ class CaptionStage:
     def _rows(self, batch: list[tuple]) -> list[dict]:
         seen = [(sample, crop) for sample, crop in batch if crop is not None]
         captions: dict[int, dict[str, Caption]] = {}
+        embeddings: dict[int, np.ndarray] = {}
         if seen:
             crops, uids = [crop for _, crop in seen], [sample.uid for sample, _ in seen]
-            said = self._loaded.caption(crops, uids, self.styles)
-            captions = {s.index: c for (s, _), c in zip(seen, said, strict=True)}
-        return [_row(sample, captions.get(sample.index), self.styles) for sample, _ in batch]
+            indices = [sample.index for sample, _ in seen]
+            if self.embeddings:
+                said, features = self._loaded.caption_and_embed(crops, uids, self.styles)
+                embeddings = dict(zip(indices, features, strict=True))
+            else:
+                said = self._loaded.caption(crops, uids, self.styles)
+            captions = dict(zip(indices, said, strict=True))
+        return [
+            _row(s, captions.get(s.index), self.styles, embeddings.get(s.index)) for s, _ in batch
+        ]
 
 
 def _row(
-    sample: Sample, captions: "dict[str, Caption] | None", styles: tuple[str, ...]
+    sample: Sample,
+    captions: "dict[str, Caption] | None",
+    styles: tuple[str, ...],
+    embedding: "np.ndarray | None",
 ) -> dict[str, object]:
     row = dict.fromkeys(CAPTIONS.names) | {
         "uid": sample.uid,
         "key": sample.key,
         "caption": sample.text,
         "caption_status": sample.text_status,
+        "image_embedding": embedding,
         "status": "failed" if sample.reason else OK,
         "reason": sample.reason or None,
     }

@@ -4,14 +4,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from jobs.job import Execution, execute, require, say
+from jobs.usage import usage_told
 
 if TYPE_CHECKING:
+    from captioner.chat_captioner import ChatSettings
     from captioner.load import CaptionerInfo
     from captioner.settings import DecodeSettings
     from jobs.runner import Summary
     from pipeline.manifest import Shard
 
 KIND = "captions"
+ANSWERS = "answers"
+"""In OUT: what chat models answered, a folder for each."""
 PUBLISHED = "coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k"
 BUNDLED_NOTE = f"""\
 note: no CAPTIONER given, so `bundled` writes the captions; it only knows rendered scenes (make scenes).
@@ -25,8 +29,9 @@ class Caption(Execution):
     shards: str
     """A tar, a folder of tars, a glob, a brace pattern, or @list.txt; local or any fsspec URL."""
     captioner: str = ""
-    """<open_clip model>:<tag or file>, a captioner's directory, or short=<name>,long=<name>; by
-    default `bundled`, which only knows rendered scenes."""
+    """<open_clip model>:<tag or file>, a captioner's directory, openai:<model>@<base url>,
+    vllm:<model>, or short=<name>,long=<name>; by default `bundled`, which only knows rendered
+    scenes."""
     styles: str = ""
     """Comma-separated: short, long; by default all that the captioner has."""
     limit: int = 0
@@ -42,16 +47,36 @@ class Caption(Execution):
     top_k: int = 0
     top_p: float = 1.0
     decode_seed: int = 0
+    beams: int = 0
+    """Beam search with so many beams, 1 for none; 0 leaves it to the captioner."""
+    length_penalty: float | None = None
+    """Beams are ranked by log-probability / length ** this; None leaves it to the captioner."""
+    candidates: int = 0
+    """So many hypotheses of the beam, or samples, of which the one closest to the image is kept; 0
+    leaves it to the captioner."""
     short_tokens: int = 0
     """Longest short caption in tokens; 0 leaves it to the captioner."""
     long_tokens: int = 0
     """Longest descriptive caption in tokens; 0 leaves it to the captioner."""
+    embeddings: bool = False
+    """Also write each image's embedding by the captioner's contrastive towers."""
+    prompts: str = ""
+    """What chat models are told: a folder of short.toml and long.toml, or a TOML file with [short]
+    and [long]; each has `user`, perhaps `system`."""
+    in_flight: int = 64
+    """Requests to a chat model at once, for each worker, of which there is one unless told."""
+    deadline: float = 120.0
+    """Seconds for one request to a chat model."""
+    image_side: int = 768
+    """Longer side in pixels of the pictures that a chat model is shown."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, limit=(0, None), batch_size=(1, None), threads=(1, None))
         require(self, temperature=(0, None), top_k=(0, None), top_p=(0, 1))
         require(self, short_tokens=(0, None), long_tokens=(0, None))
+        require(self, beams=(0, None), candidates=(0, None))
+        require(self, in_flight=(1, 4096), deadline=(0.1, None), image_side=(16, 8192))
 
 
 def run(config: Caption, urls: list[str] | None = None) -> "Summary":
@@ -66,7 +91,9 @@ def run(config: Caption, urls: list[str] | None = None) -> "Summary":
     from pipeline.stage import SidecarWork
 
     out = storage.absolute(config.out)
-    info = describe_captioner(captioner_of(config))
+    chat = _chat(config, out)
+    info = describe_captioner(captioner_of(config), chat)
+    _check_embeddings(config, info)
     if not config.captioner:
         say(BUNDLED_NOTE)
     styles = chosen_styles(config.styles, info)
@@ -90,26 +117,33 @@ def run(config: Caption, urls: list[str] | None = None) -> "Summary":
         "threads": config.threads,
         "device": config.device,
         "precision": config.precision,
+        "embeddings": config.embeddings,
         "limit": config.limit,
     }
+    if info.prompts:
+        settings["prompts"] = {s: info.prompts[s] for s in styles if s in info.prompts}
     stage = CaptionStage(
-        captioner=info.name,
+        captioner=captioner_of(config),
         styles=styles,
         batch_size=config.batch_size,
         threads=config.threads,
         device=device,
         precision=config.precision,
         decode=decode,
+        chat=chat,
+        embeddings=config.embeddings,
     )
     work = Run(out=out, kind=KIND, name=run_name(config), config=settings)
-    summary = execute(
-        SidecarWork(stage, work),
-        work,
-        shards,
-        config,
-        threads=config.threads,
-        gpu=device == "cuda",
-    )
+    how = replace(config, workers=config.workers or int(_only_asks(config)))
+    with usage_told(_journals(config, chat)):
+        summary = execute(
+            SidecarWork(stage, work),
+            work,
+            shards,
+            how,
+            threads=config.threads,
+            gpu=device == "cuda",
+        )
     if not config.dry_run:
         with storage.exclusive(out, wait=True):
             manifest.learn(out, _learned(summary))
@@ -118,12 +152,11 @@ def run(config: Caption, urls: list[str] | None = None) -> "Summary":
 
 def run_name(config: Caption) -> str:
     """RUN as given, or the captioner's name fit for a folder; LIMIT runs are told apart."""
-    name = config.run or _folder_name(captioner_of(config))
-    return f"{name[:80].strip('-')}-limit{config.limit}" if config.limit else name[:80].strip("-")
+    from captioner.chat import folder_name
+    from captioner.load import public_name
 
-
-def _folder_name(captioner: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in captioner)
+    name = config.run[:80].strip("-") or folder_name(public_name(captioner_of(config)))
+    return f"{name}-limit{config.limit}" if config.limit else name
 
 
 def captioner_of(config: Caption) -> str:
@@ -180,6 +213,12 @@ def _decode(
         "top_p": config.top_p,
         "seed": config.decode_seed,
     }
+    if config.beams:
+        sampling["beams"] = config.beams
+    if config.length_penalty is not None:
+        sampling["length_penalty"] = config.length_penalty
+    if config.candidates:
+        sampling["candidates"] = config.candidates
     return {
         style: replace(
             info.decode[style],
@@ -190,6 +229,17 @@ def _decode(
     }
 
 
+def _check_embeddings(config: Caption, info: "CaptionerInfo") -> None:
+    from captioner.captioner import computes_here
+    from pipeline.errors import UserError
+
+    if config.embeddings and not computes_here(info.name):
+        raise UserError(
+            f"EMBEDDINGS=1: {info.name} has no image embeddings",
+            "leave it out, or compose with a CoCa captioner: CAPTIONER='short=<CoCa>,long=<model>'",
+        )
+
+
 def _length(default: "DecodeSettings", tokens: int) -> dict[str, int]:
     """0 leaves the lengths as they are; a caption shorter than the least length lowers that."""
     if not tokens:
@@ -197,7 +247,49 @@ def _length(default: "DecodeSettings", tokens: int) -> dict[str, int]:
     return {"max_tokens": tokens, "min_tokens": min(default.min_tokens, tokens)}
 
 
+def _chat(config: Caption, out: str) -> "ChatSettings":
+    """How chat models are asked; their answers are kept in OUT, whatever becomes of the run."""
+    from captioner.chat import is_chat
+    from captioner.chat_captioner import ChatSettings
+    from captioner.load import parts_of
+    from captioner.prompts import load_prompts
+    from pipeline import storage
+    from pipeline.errors import UserError
+
+    if config.prompts and not any(map(is_chat, parts_of(captioner_of(config)))):
+        raise UserError(
+            f"PROMPTS={config.prompts}: {captioner_of(config)} is told nothing",
+            "leave it out, or name a chat model: CAPTIONER=openai:<model>@<base url>",
+        )
+    return ChatSettings(
+        prompts=load_prompts(config.prompts),
+        max_side=config.image_side,
+        journal=storage.join(out, ANSWERS),
+        in_flight=config.in_flight,
+        deadline_sec=config.deadline,
+    )
+
+
+def _only_asks(config: Caption) -> bool:
+    """Whether servers do all the work, and one worker without a device is enough."""
+    from captioner.load import parts_of
+
+    return all(part.startswith("openai:") for part in parts_of(captioner_of(config)))
+
+
+def _journals(config: Caption, chat: "ChatSettings") -> dict[str, str]:
+    """The folder of each chat model's answers."""
+    from captioner.chat import folder_name, is_chat
+    from captioner.load import parts_of, public_name
+    from pipeline import storage
+
+    models = map(public_name, filter(is_chat, parts_of(captioner_of(config))))
+    return {name: storage.join(chat.journal, folder_name(name)) for name in models}
+
+
 def _device(config: Caption) -> str:
+    if _only_asks(config):
+        return "cpu"
     if config.device != "auto":
         return config.device
     if config.executor == "ray" and config.address:

@@ -1,0 +1,92 @@
+"""The words of OpenAI's chat completions: what is sent for a question, and what a response means."""
+
+import json
+import time
+from email.utils import parsedate_to_datetime
+
+from captioner.chat import Answer, Question
+from captioner.vllm_model import messages
+
+_FINISHES = ("stop", "length")
+
+
+def request_body(question: Question, model: str) -> bytes:
+    """What is POSTed to `<base url>/chat/completions`."""
+    request: dict[str, object] = {
+        "model": model,
+        "messages": messages(question),
+        "max_tokens": question.max_tokens,
+        "temperature": question.temperature,
+        "stream": False,
+    }
+    if question.temperature > 0:
+        request |= {"top_p": question.top_p, "seed": question.seed}
+    return json.dumps(request).encode()
+
+
+def parse(text: bytes) -> object:
+    """The body of a response; None for what is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_completion(body: object) -> bool:
+    return isinstance(body, dict) and "choices" in body
+
+
+def read_answer(body: dict) -> Answer:
+    """The answer in a chat completion, 'failed' where it holds none; raises nothing."""
+    usage = body.get("usage")
+    counts = [_count(usage, "prompt_tokens"), _count(usage, "completion_tokens")]
+    try:
+        choice = body["choices"][0]
+        text, finish = choice["message"]["content"], choice.get("finish_reason")
+    except (LookupError, TypeError, AttributeError):
+        return Answer("", "failed", "a completion without a choice", *counts)
+    if finish not in _FINISHES:
+        return Answer("", "failed", one_line(f"finish reason {finish!r}", 60), *counts)
+    if not isinstance(text, str):
+        return Answer("", "failed", "a completion without text", *counts)
+    # Half a surrogate pair can be written in JSON, but nowhere else.
+    return Answer(text.encode("utf-8", "replace").decode(), finish, "", *counts)
+
+
+def error_message(body: object, text: bytes) -> str:
+    """What a server says of an error, under any of the usual names; "" where it is no JSON."""
+    if body is None:
+        return ""
+    for name in ("error", "detail", "message"):
+        if isinstance(body, dict) and body.get(name):
+            body = body[name]
+    return body if isinstance(body, str) else text.decode("utf-8", "replace")
+
+
+def is_out_of_money(body: object) -> bool:
+    """Whether a 429 is one that waiting does not mend."""
+    error = body.get("error") if isinstance(body, dict) else None
+    return isinstance(error, dict) and error.get("code") == "insufficient_quota"
+
+
+def seconds_of(retry_after: str) -> float:
+    """Retry-After in seconds, given as a number or as a date; 0 where absent or unreadable."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return seconds if seconds > 0 else 0.0  # 0 also for what is no number
+
+
+def one_line(text: str, longest: int) -> str:
+    """Text of a stranger, fit for a message."""
+    text = text[: 4 * longest].encode("utf-8", "replace").decode()
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:longest]
+
+
+def _count(usage: object, name: str) -> int | None:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if type(value) is int and 0 <= value < 2**31 else None
