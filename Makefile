@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
 JOBS = $(VENV)/bin/python -m jobs
 
 # flag VAR name: `--name 'value'` where the variable was given, nothing where it was not.
@@ -16,14 +18,19 @@ HOW = $(call flag,OUT,out) $(call flag,RUN,run) $(call flag,WORKERS,workers) \
       $(call flag,MAX_FAILED,max-failed) $(call flag,LIMIT,limit) $(if $(DRY_RUN),--dry-run)
 CAPTION = $(call flag,SHARDS,shards) $(call flag,CAPTIONER,captioner) $(call flag,STYLES,styles) \
       $(call flag,BATCH,batch-size) $(call flag,THREADS,threads) \
-      $(call flag,PRECISION,precision) $(call flag,DEVICE,device)
+      $(call flag,PRECISION,precision) $(call flag,DEVICE,device) $(call flag,BEAMS,beams) \
+      $(call flag,CANDIDATES,candidates) $(if $(EMBEDDINGS),--embeddings)
 MIX = $(call flag,BLEND,blend) $(call flag,KEEP,keep) $(call flag,SEED,seed) \
       $(call flag,MAX_SIDE,max-side)
+TRAIN = $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,INIT,init) \
+      $(call flag,HELD_OUT,held-out) $(call flag,STEPS,steps) $(call flag,LR,lr) \
+      $(call flag,BATCH,batch-size) $(call flag,IMAGE_TOWER,image-tower) $(call flag,LORA,lora) \
+      $(call flag,SEED,seed) $(call flag,THREADS,threads) $(call flag,DEVICE,device)
 
-.PHONY: help setup recaption caption mix scenes stats sql calibrate captioner test test-all bench lint format pins clean
+.PHONY: help setup recaption caption mix fuse upsample scenes stats sql calibrate evaluate-captions captioner captioner-train teach test test-all test-vllm bench lint format pins clean
 
 help:        ## Show this help
-	@awk -F '## ' '/^[a-z-]+:.*## / {split($$1, t, ":"); printf "  %-11s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
+	@awk -F '## ' '/^[a-z-]+:.*## / {split($$1, t, ":"); printf "  %-17s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Make .venv with every pinned package (the other targets do so by themselves)
 
@@ -39,6 +46,16 @@ caption: $(READY)  ## Captions only.  SHARDS= OUT= CAPTIONER= [STYLES=] [RUN=]
 mix: $(READY)  ## Training shards from captions.  OUT= CAPTIONS=<run> [BLEND=95] [KEEP=<run>] [RUN=]
 	$(call need,OUT,OUT=data/mine CAPTIONS=<run> BLEND=80)
 	@$(JOBS) mix $(HOW) $(call flag,SHARDS,shards) $(call flag,CAPTIONS,captions) $(MIX) $(ARGS)
+
+fuse: $(READY)  ## Originals and synthetic captions fused, a run for BLEND.  OUT= CAPTIONS=<run> MODEL=openai:<model>@<url> [STYLE=long] [RUN=]
+	$(call need,OUT,OUT=data/mine CAPTIONS=<run> MODEL=openai:<model>@http://127.0.0.1:8000/v1)
+	$(call need,CAPTIONS,OUT=data/mine CAPTIONS=<run> MODEL=openai:<model>@http://127.0.0.1:8000/v1)
+	$(call need,MODEL,OUT=data/mine CAPTIONS=<run> MODEL=openai:<model>@http://127.0.0.1:8000/v1)
+	@$(JOBS) fuse $(HOW) $(call flag,CAPTIONS,captions) $(call flag,MODEL,model) $(call flag,STYLE,style) $(call flag,INSTRUCTION,instruction) $(call flag,SEED,seed) $(ARGS)
+
+upsample: $(READY)  ## A terse prompt made descriptive, or a file of them.  PROMPT='a cat' MODEL=openai:<model>@<url> [PROMPTS=<file> OUT=<file>.parquet] [SEED=]
+	$(call need,MODEL,PROMPT='a cat' MODEL=openai:<model>@http://127.0.0.1:8000/v1)
+	@$(JOBS) upsample $(call flag,MODEL,model) $(call flag,PROMPT,prompt) $(call flag,PROMPTS,prompts) $(call flag,OUT,out) $(call flag,INSTRUCTION,instruction) $(call flag,SEED,seed) $(call flag,LIMIT,limit) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 scenes: $(READY)  ## Raw shards of rendered scenes, truth included.  OUT= [LEVEL=B] [N=1000] [SPLIT=train] [SEED=] [LIMIT=]
 	$(call need,OUT,OUT=data/scenes LEVEL=B N=10000)
@@ -56,14 +73,32 @@ calibrate: $(READY)  ## Save a captioner with thresholds for off-image captions.
 	$(call need,CAPTIONER,CAPTIONER=<name> SHARDS='raw/00000.tar' OUT=my-captioner)
 	@$(JOBS) calibrate $(call flag,CAPTIONER,captioner) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,LIMIT,limit) $(call flag,THREADS,threads) $(call flag,DEVICE,device)
 
+evaluate-captions: $(READY)  ## Measure captions: BLEU to hallucination and drift.  OUT= [RUN=] [REFERENCES=<file>] [SCORER=<name>] [OBJECTS=<json>] [LIMIT=]
+	$(call need,OUT,OUT=data/mine RUN=<run> REFERENCES=captions.jsonl)
+	@$(JOBS) evaluate-captions $(call flag,OUT,out) $(call flag,RUN,run) $(call flag,REFERENCES,references) $(call flag,SCORER,scorer) $(call flag,SHARDS,shards) $(call flag,OBJECTS,objects) $(call flag,LIMIT,limit) $(call flag,BATCH,batch-size) $(call flag,THREADS,threads) $(call flag,DEVICE,device)
+
 captioner: $(READY)  ## Train the bundled captioner anew: an hour on two cores.  [EXTRA=<folder>] [SEED=] [OUT=<directory>] [DRY_RUN=1]
 	@$(JOBS) captioner $(call flag,OUT,out) $(call flag,EXTRA,extra) $(call flag,SEED,seed) $(call flag,THREADS,threads) $(call flag,DEVICE,device) $(if $(DRY_RUN),--dry-run) $(ARGS)
+
+captioner-train: $(READY)  ## Train a captioner on your pairs.  SHARDS= OUT= [STYLE=base|short|long] [CAPTIONS=<file or run>] [INIT=<name|scratch>] [HELD_OUT=]
+	$(call need,SHARDS,SHARDS='raw/*.tar' CAPTIONS=short.jsonl STYLE=short OUT=my-captioner)
+	$(call need,OUT,SHARDS='raw/*.tar' CAPTIONS=short.jsonl STYLE=short OUT=my-captioner)
+	@$(JOBS) captioner-train $(TRAIN) $(call flag,CAPTIONS,captions) $(call flag,STYLE,style) $(call flag,MODEL,model) $(call flag,CONTEXT,context) $(call flag,EPOCHS,epochs) $(call flag,PRESET,preset) $(if $(DRY_RUN),--dry-run) $(ARGS)
+
+teach: $(READY)  ## A chat model's captions, taught to a captioner.  SHARDS= TEACHER=openai:<model>@<url> OUT= [N=10000] [HELD_OUT=500] [INIT=]
+	$(call need,SHARDS,SHARDS='raw/*.tar' TEACHER=openai:<model>@http://127.0.0.1:8000/v1 OUT=data/taught)
+	$(call need,TEACHER,SHARDS='raw/*.tar' TEACHER=openai:<model>@http://127.0.0.1:8000/v1 OUT=data/taught)
+	$(call need,OUT,SHARDS='raw/*.tar' TEACHER=openai:<model>@http://127.0.0.1:8000/v1 OUT=data/taught)
+	@$(JOBS) teach $(TRAIN) $(call flag,TEACHER,teacher) $(call flag,N,n) $(call flag,STYLES,styles) $(call flag,PROMPTS,prompts) $(call flag,EXECUTOR,executor) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 test: $(READY)  ## Tests, offline, on CPU
 	$(VENV)/bin/python -m pytest
 
 test-all: $(READY)  ## The slow tests, too
-	$(VENV)/bin/python -m pytest -m 'not gpu'
+	$(VENV)/bin/python -m pytest -m 'not gpu and not vllm'
+
+test-vllm: $(VLLM_READY)  ## Tests with vLLM's build for CPUs, in an environment of its own
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/captioner/test_vllm.py
 
 bench: $(READY)  ## Speed as ratios against named peers.  [DATA=<folder of test data>] [QUICK=1]
 	$(VENV)/bin/python -m tests.benchmarks $(call flag,DATA,data) $(if $(QUICK),--quick)
@@ -81,9 +116,12 @@ pins: $(READY)  ## Resolve pyproject.toml anew into requirements/*.txt
 	  --no-emit-index-url --no-emit-find-links requirements/uv.in -o requirements/uv.txt
 	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-emit-index-url --no-emit-find-links --extra dev --extra s3 pyproject.toml -o requirements/lock.txt
+	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
+	  --no-emit-index-url --no-emit-find-links --override requirements/vllm-overrides.txt \
+	  --extra dev pyproject.toml requirements/vllm.in -o requirements/vllm.txt
 
 clean:       ## Remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache
 
 $(READY): requirements/lock.txt requirements/uv.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -93,4 +131,11 @@ $(READY): requirements/lock.txt requirements/uv.txt pyproject.toml
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --require-hashes -r requirements/lock.txt
 	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Without resolving anew: the overrides that made these pins are not in the file.
+$(VLLM_READY): requirements/vllm.txt | $(READY)
+	@echo "making $(VLLM_VENV), once"
+	@$(VENV)/bin/uv venv -q --clear --python $(VENV)/bin/python $(VLLM_VENV)
+	@$(VENV)/bin/uv pip install -q --python $(VLLM_VENV)/bin/python --no-deps --require-hashes -r requirements/vllm.txt
 	@touch $@

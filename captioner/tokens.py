@@ -20,6 +20,8 @@ class Tokenizer(Protocol):
     start: int
     end: int
     size: int
+    unwritten: tuple[int, ...]
+    """Ids that no caption may hold: pad, start, and what stands for unknown words."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -35,6 +37,7 @@ class ClipTokenizer:
         self._bpe = SimpleTokenizer()
         self.start, self.end = self._bpe.sot_token_id, self._bpe.eot_token_id
         self.size = self._bpe.vocab_size
+        self.unwritten = (PAD, self.start)
 
     def encode(self, text: str) -> list[int]:
         """Ids without start and end."""
@@ -53,6 +56,7 @@ class WordTokenizer:
     """
 
     start, end, unknown = 1, 2, 3
+    unwritten = (PAD, start, unknown)
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)

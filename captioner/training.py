@@ -3,7 +3,7 @@
 # B batch, S tokens, n image tokens, D width, V vocabulary, E embedding of both modalities
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from captioner.losses import captioning_loss, contrastive_loss
 from captioner.model import CoCa
 from captioner.tokens import Tokenizer, to_tensor
 
+EVALUATED = 64  # held-out pairs per batch
 MAX_SCALE = 100.0  # of the contrastive logits; CLIP (2103.00020), section 2.5
 
 Examples = Callable[[Sequence[Any]], list[tuple[np.ndarray, str]]]
@@ -35,8 +36,12 @@ class _Task:
         context_length: int,
         mean: Sequence[float],
         std: Sequence[float],
+        *,
+        optimizer: Literal["muon", "adamw"] = "muon",
+        held_out: Sequence[tuple[np.ndarray, str]] = (),
     ) -> None:
         self.examples, self.size = examples, size
+        self.optimizer, self.held_out = optimizer, held_out
         self.tokenizer, self.context_length = tokenizer, context_length
         self._mean = torch.tensor(mean).view(1, 3, 1, 1)
         self._std = torch.tensor(std).view(1, 3, 1, 1)
@@ -46,7 +51,10 @@ class _Task:
 
         A caption that does not fit the context loses its end, and with it the end token.
         """
-        images, captions = zip(*self.examples(samples), strict=True)
+        return self._tensors(self.examples(samples))
+
+    def _tensors(self, examples: Sequence[tuple[np.ndarray, str]]) -> tuple[Tensor, Tensor]:
+        images, captions = zip(*examples, strict=True)
         ids = [self.tokenizer.encode(caption) for caption in captions]
         room = self.context_length - 2
         # One pad behind the longest: the text tower's features are those of the whole context.
@@ -63,19 +71,31 @@ class _Task:
         return (x - self._mean.to(x.device)) / self._std.to(x.device)
 
     def parameter_groups(self) -> list[dict]:
-        """Muon for the matrices between layers; AdamW for embeddings, the last layer, and vectors."""
+        """AdamW, without decay of vectors; or Muon for the matrices between layers, AdamW for
+        embeddings, the last layer, and vectors.
+        """
         groups: dict[str, list[Tensor]] = {"muon": [], "table": [], "vector": []}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 groups[_kind(name, parameter)].append(parameter)
-        return [
-            {"params": groups["muon"], "optimizer": "muon"},
+        found = [
+            {"params": groups["muon"], "optimizer": self.optimizer},
             {"params": groups["table"]},
             {"params": groups["vector"], "weight_decay": 0.0},
         ]
+        return [group for group in found if group["params"]]
 
     def evaluate(self) -> dict[str, float]:
-        return {}
+        """The mean losses over the held-out pairs, where there are any."""
+        total: dict[str, float] = {}
+        for start in range(0, len(self.held_out), EVALUATED):
+            part = self.held_out[start : start + EVALUATED]
+            device = next(self.model.parameters()).device
+            batch = tuple(tensor.to(device) for tensor in self._tensors(part))
+            loss, values = self.loss(batch, None)
+            for name, value in ({"loss": loss} | values).items():
+                total[name] = total.get(name, 0.0) + float(value) * len(part)
+        return {name: value / len(self.held_out) for name, value in total.items()}
 
     def blocks(self) -> Iterable[nn.Module]:
         """Every transformer block."""
@@ -96,9 +116,14 @@ class Pretraining(_Task):
     """The base: which caption belongs to which image, and what each caption says. CoCa, Eq. 5."""
 
     def __init__(
-        self, model: CoCa, *args: object, contrastive: float, captioning: float = 1.0
+        self,
+        model: CoCa,
+        *args: object,
+        contrastive: float,
+        captioning: float = 1.0,
+        **options: object,
     ) -> None:
-        super().__init__(*args)
+        super().__init__(*args, **options)
         self.model = model
         self.weights = (contrastive, captioning)
 
@@ -113,31 +138,46 @@ class Pretraining(_Task):
 
 
 class StyleModel(nn.Module):
-    """One style's text stacks behind a frozen image tower."""
+    """One style's text stacks behind an image tower: the base's, frozen, or the stack's own, tuned.
+
+    What only the contrastive feature uses (CLS, the tower's last norm, projections) stays as it is.
+    """
 
     def __init__(self, visual: VisionTransformer, stack: Stack) -> None:
         super().__init__()
-        self.visual, self.stack = visual.requires_grad_(False), stack
+        self.stack, text = stack, stack.text
+        unused = [text.cls_emb, text.text_projection, *text.ln_final.parameters()]
+        if stack.visual is not None:
+            unused.append(stack.visual.proj)
+        for parameter in unused:
+            parameter.requires_grad_(False)
+        # No submodule where it is frozen: a checkpoint need not repeat what never changes.
+        self._frozen = [] if stack.visual is not None else [visual.requires_grad_(False)]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "StyleModel":
+        for module in self._frozen:
+            module._apply(fn)
+        return super()._apply(fn, recurse)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
         """Normalised pixels (B, 3, size, size), ids (B, S) -> logits (B, S, V)."""
-        with torch.no_grad():
-            tokens = self.visual(pixels)[1]
+        if self._frozen:
+            with torch.no_grad():
+                tokens = self._frozen[0](pixels)[1]
+        else:
+            tokens = self.stack.visual(pixels)[1]
         return self.stack.text_decoder(tokens, self.stack.text.embed_tokens(ids))
 
 
 class FineTuning(_Task):
-    """One style from the base: the captioning loss alone (CoCa, section 4.2), image tower frozen.
+    """One style from the base: the captioning loss alone (CoCa, section 4.2).
 
-    What only the contrastive feature uses (CLS, the tower's last norm and projection) stays as it is.
+    model: a StyleModel, or one with adapters.
     """
 
-    def __init__(self, model: StyleModel, *args: object) -> None:
-        super().__init__(*args)
+    def __init__(self, model: nn.Module, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
         self.model = model
-        text = model.stack.text
-        for unused in (text.cls_emb, text.text_projection, *text.ln_final.parameters()):
-            unused.requires_grad_(False)
 
     def loss(self, batch: tuple[Tensor, Tensor], draws: object) -> tuple[Tensor, dict]:
         """The captioning loss, a mean over tokens."""

@@ -12,11 +12,10 @@ from captioner.tokens import WORD, WordTokenizer
 NOISE = 0.1  # of the spread that trained rows have; tells new words apart
 
 
-def words_of(texts: Iterable[str], most: int, least: int = 2) -> list[str]:
-    """The most frequent words of some texts, at most `most`, each seen `least` times, in order."""
+def words_of(texts: Iterable[str], most: int) -> list[str]:
+    """The most frequent words of some texts, at most `most`, in order."""
     seen = Counter(word for text in texts for word in WORD.findall(text.lower()))
-    frequent = sorted((w for w in seen if seen[w] >= least), key=lambda w: (-seen[w], w))
-    return sorted(frequent[:most])
+    return sorted(sorted(seen, key=lambda word: (-seen[word], word))[:most])
 
 
 def with_more_words(tokenizer: WordTokenizer, words: Iterable[str]) -> WordTokenizer:

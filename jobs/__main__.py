@@ -11,8 +11,25 @@ VERBS = {
     ),
     "caption": ("jobs.caption", "Caption", "write short and descriptive captions of every image"),
     "mix": ("jobs.mix", "Mix", "blend captions and write training shards"),
+    "fuse": ("jobs.fuse", "Fuse", "fuse original and synthetic captions by a chat model"),
+    "upsample": ("jobs.upsample", "Upsample", "make terse prompts descriptive by a chat model"),
     "scenes": ("jobs.scenes", "Scenes", "render scenes of known content into raw shards"),
     "captioner": ("jobs.captioner", "TrainCaptioner", "train the bundled captioner from scratch"),
+    "captioner-train": (
+        "jobs.captioner_train",
+        "CaptionerTrain",
+        "train a captioner on your pairs: a base, or one style from it",
+    ),
+    "evaluate-captions": (
+        "jobs.evaluate_captions",
+        "EvaluateCaptions",
+        "measure a caption run: BLEU to hallucination and drift in style",
+    ),
+    "teach": (
+        "jobs.teach",
+        "Teach",
+        "have a chat model caption a sample, and a captioner learn from it",
+    ),
     "stats": ("jobs.stats", "Stats", "print statistics of captions and blends, or answer SQL"),
     "sql": ("jobs.sql", "Sql", "a SQL prompt over the catalog"),
     "calibrate": (

@@ -5,9 +5,10 @@ import torch
 from open_clip.coca_model import CoCa as OpenClipCoCa
 
 from captioner.checkpoint import Checkpoint, load_checkpoint
-from captioner.decode import Writer
+from captioner.config import model_config
 from captioner.model import CoCa, random_model
-from tests.captioner.models import make_peer, make_writer, shallow_config
+from captioner.writer import Writer
+from tests.captioner.models import make_peer, make_writer, shallow_config, worded_model
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +51,22 @@ def tiny_images(tiny: Checkpoint) -> torch.Tensor:
     pictures = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         return tiny.base.encode_image(pictures)[1]
+
+
+@pytest.fixture(scope="session")
+def worded() -> CoCa:
+    """A tiny model that writes `tests.captioner.models.WORDS`."""
+    return worded_model()
+
+
+@pytest.fixture(scope="session")
+def worded_writer(worded: CoCa) -> Writer:
+    return make_writer(worded, model_config("coca_tiny"))
+
+
+@pytest.fixture(scope="session")
+def worded_images(worded: CoCa) -> torch.Tensor:
+    """Image tokens of 24 random pictures."""
+    pictures = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        return worded.encode_image(3 * pictures)[1]

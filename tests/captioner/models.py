@@ -6,9 +6,13 @@ import torch
 from open_clip.coca_model import CoCa as OpenClipCoCa
 
 from captioner.config import model_config
-from captioner.decode import Writer
 from captioner.fused import DecoderWeights, ImageEncoder, Layout, TextEncoder
-from captioner.model import CoCa
+from captioner.model import CoCa, random_model
+from captioner.tokens import WordTokenizer
+from captioner.writer import Writer
+
+WORDS = WordTokenizer([f"w{i}" for i in range(36)])
+"""40 ids; the model that goes with it has 3 more."""
 
 
 def shallow_config(architecture: str = "coca_ViT-B-32", **text_options: object) -> dict:
@@ -18,6 +22,21 @@ def shallow_config(architecture: str = "coca_ViT-B-32", **text_options: object) 
     config["text_cfg"]["layers"] = config["multimodal_cfg"]["layers"] = 2
     config["text_cfg"].update(text_options)
     return config
+
+
+def worded_model() -> CoCa:
+    """A tiny model of few words, with steep logits and captions that end at many lengths."""
+    config = copy.deepcopy(model_config("coca_tiny"))
+    config["text_cfg"]["vocab_size"] = WORDS.size + 3
+    model = random_model(config, seed=3)
+    with torch.no_grad():
+        model.text.token_embedding.weight *= 20
+        projection = model.text_decoder.text_projection
+        projection *= 1.5
+        model.text_decoder.ln_final.bias[0] += 3.0
+        projection[0] = 0.0
+        projection[0, WORDS.end] = 1.5
+    return model
 
 
 def make_peer(config: dict, model: CoCa) -> OpenClipCoCa:

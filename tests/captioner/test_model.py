@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from captioner.config import check_config
-from captioner.decode import Caches
 from captioner.model import CoCa, random_model
 from captioner.text import TextTower
+from captioner.writer import Caches
 from pipeline.errors import UserError
 from tests.captioner.models import (
     make_encoder,
