@@ -155,6 +155,11 @@ class FusionStage:
             deadline_sec=self.deadline_sec,
         )
 
+    def close(self) -> None:
+        """Ends what is in flight, where there was a `setup`."""
+        if hasattr(self, "_chat"):
+            self._chat.close()
+
     @property
     def environment(self) -> dict:
         return {"model": self._chat.name}

@@ -6,7 +6,8 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import aiohttp
@@ -71,13 +72,15 @@ class OpenAIClient:
         self._key = os.environ.get("OPENAI_API_KEY", "")
         self._heard: float | None = None  # when the server last answered anything at all
         self._barren = 0
-        loop = self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever, name="openai", daemon=True)
-        thread.start()
         self._slots = asyncio.Semaphore(in_flight)
-        self._session = asyncio.run_coroutine_threadsafe(self._open(), loop).result()
+        self._loop = asyncio.new_event_loop()
+        opened: Future[aiohttp.ClientSession] = Future()
+        serve = (self._loop, _open(self._key, deadline_sec), opened)
+        thread = threading.Thread(target=_serve, args=serve, name="openai", daemon=True)
+        thread.start()
+        self._session = opened.result()
         # Also where nobody closes it: at the latest when the interpreter exits.
-        self._finalizer = weakref.finalize(self, _shut_down, loop, thread, self._session)
+        self._finalizer = weakref.finalize(self, _stop, self._loop, thread)
 
     def ask(self, questions: Sequence[Question], arrived: Arrived | None = None) -> list[Answer]:
         """An answer for every question, in order; thread-safe.
@@ -100,21 +103,6 @@ class OpenAIClient:
     def close(self) -> None:
         """Ends the requests in flight; their callers get an exception."""
         self._finalizer()
-
-    async def _open(self) -> aiohttp.ClientSession:
-        headers = {"Accept-Encoding": "identity", "Accept": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),  # `_slots` is the limit
-            timeout=aiohttp.ClientTimeout(
-                total=self._deadline_sec, sock_connect=min(_CONNECT_SEC, self._deadline_sec)
-            ),
-            headers=headers,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # nothing compressed is asked for, and a bomb stays small
-            trust_env=False,
-        )
 
     async def _ask(self, questions: Sequence[Question], arrived: Arrived | None) -> list[Answer]:
         answers: dict[int, Answer] = {}
@@ -266,18 +254,44 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def _shut_down(
-    loop: asyncio.AbstractEventLoop, thread: threading.Thread, session: aiohttp.ClientSession
-) -> None:
-    async def end() -> None:
-        asking = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in asking:
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
-        await session.close()
+async def _open(key: str, deadline_sec: float) -> aiohttp.ClientSession:
+    headers = {"Accept-Encoding": "identity", "Accept": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),  # the client's slots are the limit
+        timeout=aiohttp.ClientTimeout(
+            total=deadline_sec, sock_connect=min(_CONNECT_SEC, deadline_sec)
+        ),
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,  # nothing compressed is asked for, and a bomb stays small
+        trust_env=False,
+    )
 
+
+def _serve(
+    loop: asyncio.AbstractEventLoop,
+    opening: Coroutine[None, None, aiohttp.ClientSession],
+    opened: "Future[aiohttp.ClientSession]",
+) -> None:
+    """The life of a client's thread; it holds no client, so that those can be collected."""
+    session = loop.run_until_complete(opening)
+    opened.set_result(session)
+    loop.run_forever()
+    loop.run_until_complete(_end(session))
+    loop.close()
+
+
+async def _end(session: aiohttp.ClientSession) -> None:
+    asking = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    await session.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
     loop.call_soon_threadsafe(loop.stop)
     if thread is not threading.current_thread():
         thread.join()
-        loop.run_until_complete(end())
-        loop.close()

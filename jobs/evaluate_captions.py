@@ -83,11 +83,19 @@ def run(config: EvaluateCaptions) -> None:
     with storage.exclusive(work.folder):
         storage.remove_temporaries(work.folder)
         figures, rows = _measure(config, corpus, objects)
-        _store(work, corpus, figures, rows, [config.references, config.objects])
+        _store(work, corpus, figures, rows, _files(config))
     catalog.refresh(out)
     for line in lines(figures):
         say(line)
     say(f"stored in {work.folder}; in SQL: the views evaluations and evaluated_captions")
+
+
+def _files(config: EvaluateCaptions) -> list[str]:
+    """The files of the user's that are read."""
+    from pipeline.caption_table import CaptionTable
+
+    references = CaptionTable(config.references).files() if config.references else []
+    return [*references, *([config.objects] if config.objects else [])]
 
 
 def _only_run(out: str) -> str:
@@ -246,7 +254,7 @@ def _store(
     sidecars = {s.name: commit.sha256_file(corpus.sidecar(s)) for s in corpus.shards}
     inputs = {
         "captions": hashlib.sha256(runs.canonical(sidecars).encode()).hexdigest(),
-        **{storage.public(file): commit.sha256_file(file) for file in files if file},
+        **{storage.public(file): commit.sha256_file(file) for file in files},
     }
     for name in (METRICS, runs.FILE):
         storage.remove(work.file(name))

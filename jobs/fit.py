@@ -161,7 +161,7 @@ def _train(
             if ranks.is_first:
                 line(step, metrics.last)
 
-            is_stopping = interrupted()
+            is_stopping = ranks.any(interrupted())
             if step % settings.checkpoint_every == 0 or is_last or is_stopping:
                 meter.paused(partial(ranks.of_first, keep))
             if is_stopping and not is_last:

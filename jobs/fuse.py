@@ -81,14 +81,17 @@ def run(config: Fuse) -> "Summary":
     work = Run(out=out, kind=KIND, name=run_name(config), config=recorded)
     shards = _limited(_planned(out, source["shards"]), out, config)
     with usage_told({} if config.dry_run else {model.public: journal}):
-        return execute(
-            DerivedWork(stage, config.captions, work),
-            work,
-            shards,
-            replace(config, workers=config.workers or 1),
-            threads=1,
-            gpu=model.kind == "vllm" and _has_gpu(),
-        )
+        try:
+            return execute(
+                DerivedWork(stage, config.captions, work),
+                work,
+                shards,
+                replace(config, workers=config.workers or 1),
+                threads=1,
+                gpu=model.kind == "vllm" and _has_gpu(),
+            )
+        finally:
+            stage.close()  # where this process was the worker
 
 
 def run_name(config: Fuse) -> str:

@@ -112,6 +112,7 @@ class Ranks:
     def wrapped(self, model: nn.Module) -> nn.Module:
         """The model as its loss calls it, so that a gradient is the mean over all of them.
 
+        What a forward pass changes in buffers (BatchNorm's averages) is what the first one's does.
         `find_unused_parameters` leaves what a step does not use without a gradient, as one process
         does. It also keeps the buckets of gradients as they are, which else change after the first
         step of a process: with more than two ranks a bucket's layout decides the order of its sums,
@@ -142,7 +143,7 @@ def joined() -> Iterator[Ranks]:
     """This process among those that torchrun started; a group that there is already is kept.
 
     Where one of them fails, it alone raises what happened. The others, which wait for it or fail
-    because it is gone, raise Ended. Loss of the GPUs' connection is noticed by torchrun.
+    because it is gone, raise Ended; one that waits on its GPU waits until torchrun ends it.
     """
     if dist.is_available() and dist.is_initialized():
         yield here()

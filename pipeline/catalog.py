@@ -100,7 +100,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, out: str, prefix: str) 
     for name, body in _views(out, prefix).items():
         try:
             connection.execute(f"CREATE OR REPLACE VIEW {name} AS {body}")
-        except duckdb.InvalidInputException as e:  # DuckDB looks into the first file
+        except (duckdb.InvalidInputException, duckdb.BinderException) as e:  # of the first file
             why = " ".join(str(e).split())
             raise UserError(f"OUT={out}: no view of {name}: {why}", "make that file again") from e
 

@@ -9,6 +9,7 @@ TAKES = {
     "bench_images": ("--data",),
     "bench_decoding": ("--quick",),
     "bench_job": ("--data", "--quick"),
+    "bench_chat": ("--quick",),
     "bench_memory": (),
     "bench_fit": ("--quick",),
     "bench_bundled": ("--quick",),

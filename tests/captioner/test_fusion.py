@@ -69,7 +69,7 @@ def test_what_the_captions_say_themselves_is_no_fault():
 
 def test_guards_refuse_few_fusions_that_other_models_wrote():
     """Of CapsFusion's own, 3.6 % quote the prompt that they were made with; of the others 0.2 %."""
-    rows = json.loads((real.data() / "text/capsfusion_10k.json").read_text())[::5]
+    rows = json.loads((real.data() / "text/capsfusion_10k.json").read_text())[::10]
     leaks = others = 0
     for row in rows:
         pair = Pair("", row["laion_2b"], row["laion_coco"])
@@ -77,8 +77,8 @@ def test_guards_refuse_few_fusions_that_other_models_wrote():
         leaks += found == "leak"
         others += found not in ("leak", "fused")
     said = sum("detailed real-world" in r["capsfuion_official"].lower() for r in rows)
-    assert len(rows) == 2000
-    assert 60 < said <= leaks <= 0.05 * len(rows)
+    assert len(rows) == 1000
+    assert 25 < said <= leaks <= 0.05 * len(rows)
     assert others <= 0.005 * len(rows)
 
 
@@ -141,7 +141,7 @@ def test_every_row_says_what_became_of_it():
         whole = server._completion
         server._completion = lambda a: b'{"choices": []}' if "fail" in inserted(a) else whole(a)
         table, counts = stage(iter(rows))
-        stage._chat.close()
+        stage.close()
     assert table.schema == CAPTIONS
     found = table.to_pylist()
     assert [r["uid"] for r in found] == [r["uid"] for r in rows]
@@ -171,7 +171,7 @@ def test_short_captions_can_be_fused_too():
         stage = FusionStage(server.name, "short")
         stage.setup()
         table, _ = stage([row("4")])
-        stage._chat.close()
+        stage.close()
     assert table["caption_long"].to_pylist() == ["woman 4, known as Lovelace"]
 
 

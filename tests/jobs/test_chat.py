@@ -66,9 +66,10 @@ def test_killed_and_run_again_it_asks_nothing_twice(raw, tmp_path):
             assert 30 <= len(answered) <= len(server.asked)
             known = len(server.asked)
         assert main(command[3:]) == 0
-        uids = {row["uid"]: i for i, row in enumerate(rows(out, "00000") + rows(out, "00001"))}
-        again = Counter(key for asked in server.asked[known:] for key in keys_of(asked, uids))
-        assert again and not answered & again.keys()
+        uids = [row["uid"] for row in rows(out, "00000") + rows(out, "00001")]
+        shown = {small_jpeg(shards.jpeg(i), 768): uid for i, uid in enumerate(uids)}
+        again = {key_in_journal(asked, shown) for asked in server.asked[known:]}
+        assert len(again) > 10 and not answered & again
         keys = journalled(out)
         assert len(keys) == len(set(keys)) == 4 * PER_SHARD + 1
         # What was on its way when the process was killed is all that may be asked twice.
@@ -78,14 +79,12 @@ def test_killed_and_run_again_it_asks_nothing_twice(raw, tmp_path):
         assert leftovers(out) == []
 
 
-def keys_of(asked: Asked, uids: dict[str, int]) -> list[str]:
-    """The journal's key of a request, for the one sample that shows this picture."""
-    for uid, i in uids.items():
-        if asked.image == small_jpeg(shards.jpeg(i), 768):
-            settings = {k: asked.body[k] for k in ("max_tokens", "temperature")}
-            question = Question(uid, asked.prompt, asked.system, asked.image, **settings)
-            return [key_of(question, f"openai:{MODEL}")]
-    return []
+def key_in_journal(asked: Asked, shown: dict[bytes, str]) -> str:
+    """The key of a request; shown: picture -> uid, each picture belongs to one sample."""
+    uid = shown[asked.image] if asked.image else ""
+    settings = {k: asked.body[k] for k in ("max_tokens", "temperature")}
+    question = Question(uid, asked.prompt, asked.system, asked.image, **settings)
+    return key_of(question, f"openai:{MODEL}")
 
 
 def test_a_server_that_moves_changes_nothing_and_a_prompt_does(raw, tmp_path, capsys):
@@ -248,7 +247,7 @@ def test_on_ray_one_worker_asks_under_faults(raw, tmp_path, capsys):
             [sys.executable, "-m", "jobs", *(a if a != "inline" else "ray" for a in given)],
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -193,10 +193,12 @@ def people(out: Path, *names: str) -> list[dict]:
 def test_references_are_found_by_any_key(out: Path, tmp_path: Path, capsys):
     found = []
     for names in (("uid",), ("shard", "key"), ("sha256",)):
-        path = tmp_path / f"{names[0]}.jsonl"
+        (tmp_path / names[0]).mkdir()
+        path = tmp_path / names[0] / "people.jsonl"
         rows = [*people(out, *names), dict.fromkeys(names, "stranger") | {"captions": ["a dog"]}]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert evaluate(out, run="true", references=path) == 0
+        given = path.parent if names == ("uid",) else path  # a folder of files, or a file
+        assert evaluate(out, run="true", references=given) == 0
         assert "1 images of REFERENCES are not in this run" in capsys.readouterr().out
         found.append(figures(out, "true"))
     assert found[0] == found[1] == found[2]

@@ -164,8 +164,11 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path, capsys):
     assert [process.code for process in resumed] == [0, 0]
     note = f"note: environment of {tmp_path / 'out/one'} changed: processes was 1, is 2\n"
     assert [process.out + process.err for process in resumed] == [note, ""]
-    assert left(tmp_path / "out/two") == left(tmp_path / "whole/two")
+    whole = left(tmp_path / "whole/two")
+    assert left(tmp_path / "out/two") == whole
     assert_near(tmp_path / "out/one", tmp_path / "whole/one")
+    run_well("steady", tmp_path / "whole")  # it is finished, and stays as it is
+    assert left(tmp_path / "whole/two") == whole
 
     ranked.steady(tmp_path / "alone")  # two's with one
     assert "processes was 2, is 1" in capsys.readouterr().out

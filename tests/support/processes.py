@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-SECONDS = 30  # after which a process hangs
+SECONDS = 60  # after which a process hangs
 
 
 @dataclass(frozen=True)
