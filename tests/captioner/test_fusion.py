@@ -76,9 +76,9 @@ def test_guards_refuse_few_fusions_that_other_models_wrote():
         found = outcome(row["capsfuion_official"], pair=pair)
         leaks += found == "leak"
         others += found not in ("leak", "fused")
-    said = sum("detailed real-world" in r["capsfuion_official"].lower() for r in rows)
+    said = sum("real-world knowledge" in r["capsfuion_official"].lower() for r in rows)
     assert len(rows) == 1000
-    assert 25 < said <= leaks <= 0.05 * len(rows)
+    assert 20 < said <= leaks <= 0.05 * len(rows)
     assert others <= 0.005 * len(rows)
 
 
