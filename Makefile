@@ -19,7 +19,9 @@ HOW = $(call flag,OUT,out) $(call flag,RUN,run) $(call flag,WORKERS,workers) \
 CAPTION = $(call flag,SHARDS,shards) $(call flag,CAPTIONER,captioner) $(call flag,STYLES,styles) \
       $(call flag,BATCH,batch-size) $(call flag,THREADS,threads) \
       $(call flag,PRECISION,precision) $(call flag,DEVICE,device) $(call flag,BEAMS,beams) \
-      $(call flag,CANDIDATES,candidates) $(if $(EMBEDDINGS),--embeddings)
+      $(call flag,CANDIDATES,candidates) $(if $(EMBEDDINGS),--embeddings) \
+      $(call flag,PROMPTS,prompts) $(call flag,IN_FLIGHT,in-flight) \
+      $(call flag,DEADLINE,deadline) $(call flag,IMAGE_SIDE,image-side)
 MIX = $(call flag,BLEND,blend) $(call flag,KEEP,keep) $(call flag,SEED,seed) \
       $(call flag,MAX_SIDE,max-side)
 TRAIN = $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,INIT,init) \
@@ -89,7 +91,8 @@ teach: $(READY)  ## A chat model's captions, taught to a captioner.  SHARDS= TEA
 	$(call need,SHARDS,SHARDS='raw/*.tar' TEACHER=openai:<model>@http://127.0.0.1:8000/v1 OUT=data/taught)
 	$(call need,TEACHER,SHARDS='raw/*.tar' TEACHER=openai:<model>@http://127.0.0.1:8000/v1 OUT=data/taught)
 	$(call need,OUT,SHARDS='raw/*.tar' TEACHER=openai:<model>@http://127.0.0.1:8000/v1 OUT=data/taught)
-	@$(JOBS) teach $(TRAIN) $(call flag,TEACHER,teacher) $(call flag,N,n) $(call flag,STYLES,styles) $(call flag,PROMPTS,prompts) $(call flag,EXECUTOR,executor) $(if $(DRY_RUN),--dry-run) $(ARGS)
+	@$(JOBS) teach $(TRAIN) $(call flag,TEACHER,teacher) $(call flag,N,n) $(call flag,STYLES,styles) $(call flag,PROMPTS,prompts) $(call flag,IN_FLIGHT,in-flight) $(call flag,DEADLINE,deadline) \
+	  $(call flag,EXECUTOR,executor) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 test: $(READY)  ## Tests, offline, on CPU
 	$(VENV)/bin/python -m pytest

@@ -260,9 +260,8 @@ def broken(out: Path) -> None:
 
 def patient(out: Path) -> None:
     """Steps without end."""
-    fit(
-        Net(), replace(NOISY, steps=10**7, evaluate_every=0, best="", batch_size=8), out / "patient"
-    )
+    settings = replace(STEADY, steps=10**7, checkpoint_every=10**7, evaluate_every=0, best="")
+    fit(Net(), settings, out / "patient")
 
 
 if __name__ == "__main__":
