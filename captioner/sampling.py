@@ -39,6 +39,7 @@ class Rules:
 
     start: int
     end: int
+    unwritten: tuple[int, ...]  # pad, start, unknown words
     size: int  # of the vocabulary; a model's may be larger
     min_tokens: int
     no_repeat_ngram: int
@@ -46,7 +47,7 @@ class Rules:
     @classmethod
     def of(cls, tokenizer: Tokenizer, settings: DecodeSettings) -> "Rules":
         """The rules of one style."""
-        parts = tokenizer.start, tokenizer.end, tokenizer.size
+        parts = tokenizer.start, tokenizer.end, tokenizer.unwritten, tokenizer.size
         return cls(*parts, settings.min_tokens, settings.no_repeat_ngram)
 
     def restrict(self, logits: Tensor, history: Tensor, position: Tensor) -> None:
@@ -56,8 +57,8 @@ class Rules:
         no shape depends on the position: a captured step can replay it.
         """
         logits[:, self.size :].fill_(-torch.inf)
-        logits[:, PAD].fill_(-torch.inf)
-        logits[:, self.start].fill_(-torch.inf)
+        for token in self.unwritten:
+            logits[:, token].fill_(-torch.inf)
         logits[:, self.end].masked_fill_(position < self.min_tokens, -torch.inf)
         if self.no_repeat_ngram:
             forbid_repeats(logits, history, position, self.no_repeat_ngram)

@@ -31,7 +31,7 @@ class Fit:
     steps: int = 10_000
     """Optimizer steps in all."""
     batch_size: int = 64
-    """Samples per optimizer step, over all micro-batches."""
+    """Samples per optimizer step, over all micro-batches and processes."""
     accumulate: int = 1
     """Micro-batches per step, one after the other; more of them need less memory."""
     lr: float = 3e-4

@@ -68,7 +68,7 @@ def slow_search(
 
 
 def is_forbidden(ids: list[int], token: int, settings: DecodeSettings) -> bool:
-    if token in (0, WORDS.start) or (token == WORDS.end and len(ids) < settings.min_tokens):
+    if token in WORDS.unwritten or (token == WORDS.end and len(ids) < settings.min_tokens):
         return True
     size, text = settings.no_repeat_ngram, [WORDS.start, *ids, token]
     grams = [tuple(text[i : i + size]) for i in range(len(text) - size + 1)]
