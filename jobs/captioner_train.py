@@ -165,7 +165,7 @@ def _train(config: CaptionerTrain, recipe: "PairsRecipe", work: Path, group: "Ra
     examples = PairExamples(table, urls, size, config.crop)
     held_out = PairExamples(pairs.read(work / "pairs.parquet", "held_out"), urls, size, 1)
     preset = _preset(config, start)
-    settings = _settings(config, preset, len(examples))
+    settings = _settings(config, preset, len(examples), group.world)
     about = {
         "style": config.style,
         "parent": start.parent,
@@ -284,12 +284,13 @@ def _preset(config: CaptionerTrain, start: "Start") -> TrainingRecipe:
     return PRESETS[name](config.style)
 
 
-def _settings(config: CaptionerTrain, preset: TrainingRecipe, size: int) -> "Fit":
+def _settings(config: CaptionerTrain, preset: TrainingRecipe, size: int, world: int) -> "Fit":
     import torch
 
     from jobs.fit_settings import Fit
 
-    batch_size = config.batch_size or min(preset.batch_size, size)
+    part = world * config.accumulate  # divides what is not asked for otherwise
+    batch_size = config.batch_size or max(part, min(preset.batch_size, size) // part * part)
     steps = config.steps or max(1, round((config.epochs or preset.epochs) * size / batch_size))
     precision = config.precision
     if precision == "auto":
