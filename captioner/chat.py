@@ -174,4 +174,4 @@ def open_chat_model(
     from captioner.vllm_model import VllmModel
 
     engine = VllmModel(parsed.model, in_flight=in_flight)
-    return Recorded(parsed.public, lambda q, _: engine.ask(q), engine.close, usage, kept)
+    return Recorded(parsed.public, engine.ask, engine.close, usage, kept)

@@ -1,13 +1,15 @@
 """The words of OpenAI's chat completions: what is sent for a question, and what a response means."""
 
+import base64
 import json
 import time
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from captioner.chat import Answer, Question
-from captioner.vllm_model import messages
 
 _FINISHES = ("stop", "length")
+_FIRST_BYTES = {b"\xff\xd8": "jpeg", b"\x89P": "png"}
 
 
 def request_body(question: Question, model: str) -> bytes:
@@ -22,6 +24,20 @@ def request_body(question: Question, model: str) -> bytes:
     if question.temperature > 0:
         request |= {"top_p": question.top_p, "seed": question.seed}
     return json.dumps(request).encode()
+
+
+def messages(question: Question) -> list[dict[str, Any]]:
+    """A question as chat messages, the image first, as OpenAI's interface has them."""
+    parts: list[dict[str, Any]] = []
+    if question.image is not None:
+        kind = _FIRST_BYTES.get(question.image[:2], "jpeg")
+        data = base64.b64encode(question.image).decode()
+        parts.append(
+            {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
+        )
+    parts.append({"type": "text", "text": question.text})
+    system = [{"role": "system", "content": question.system}] if question.system else []
+    return [*system, {"role": "user", "content": parts}]
 
 
 def parse(text: bytes) -> object:

@@ -1,7 +1,6 @@
 """A vision-language model in this process: vLLM's asynchronous engine behind the chat interface."""
 
 import asyncio
-import base64
 import dataclasses
 import difflib
 import itertools
@@ -14,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from captioner.chat import Answer, Question
+from captioner.completions import messages
 from pipeline.errors import UserError
 
 OLDEST = (0, 30)
@@ -23,7 +23,6 @@ _ENVIRONMENT = {  # where the user has set nothing else
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
-_FIRST_BYTES = {b"\xff\xd8": "jpeg", b"\x89P": "png"}
 
 
 class VllmModel:
@@ -200,20 +199,6 @@ def _value(text: str) -> object:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def messages(question: Question) -> list[dict[str, Any]]:
-    """A question as chat messages, the image first, as OpenAI's interface has them."""
-    parts: list[dict[str, Any]] = []
-    if question.image is not None:
-        kind = _FIRST_BYTES.get(question.image[:2], "jpeg")
-        data = base64.b64encode(question.image).decode()
-        parts.append(
-            {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
-        )
-    parts.append({"type": "text", "text": question.text})
-    system = [{"role": "system", "content": question.system}] if question.system else []
-    return [*system, {"role": "user", "content": parts}]
 
 
 async def _start(arguments: type, settings: dict[str, object]) -> Any:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from captioner.chat import Question
-from captioner.vllm_model import VllmModel, messages, split_settings
+from captioner.completions import messages
+from captioner.vllm_model import VllmModel, split_settings
 from pipeline.errors import UserError
 from tests.support.shards import jpeg, png
 
