@@ -57,6 +57,11 @@ def test_repeats_are_forbidden_per_row():
     forbid_repeats(logits, history, torch.tensor([5]), 3)
     assert logits[0].isinf().nonzero()[:, 0].tolist() == [0, 3]
     assert logits[1].isinf().nonzero()[:, 0].tolist() == [0]
+    # What stands behind the position is not written yet, and forbids nothing.
+    logits = torch.zeros(2, 10)
+    forbid_repeats(logits, torch.cat([history, history], dim=1), torch.tensor([5]), 3)
+    assert logits[0].isinf().nonzero()[:, 0].tolist() == [0, 3]
+    assert logits[1].isinf().nonzero()[:, 0].tolist() == [0]
 
 
 GOLDEN = [0.49859043211831555, 0.05766496318864944, 0.26437529511384616]
