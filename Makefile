@@ -19,7 +19,7 @@ HOW = $(call flag,OUT,out) $(call flag,RUN,run) $(call flag,WORKERS,workers) \
 CAPTION = $(call flag,SHARDS,shards) $(call flag,CAPTIONER,captioner) $(call flag,STYLES,styles) \
       $(call flag,BATCH,batch-size) $(call flag,THREADS,threads) \
       $(call flag,PRECISION,precision) $(call flag,DEVICE,device) $(call flag,BEAMS,beams) \
-      $(call flag,CANDIDATES,candidates) $(if $(EMBEDDINGS),--embeddings) \
+      $(call flag,CANDIDATES,candidates) $(if $(filter-out 0,$(EMBEDDINGS)),--embeddings) \
       $(call flag,PROMPTS,prompts) $(call flag,IN_FLIGHT,in-flight) \
       $(call flag,DEADLINE,deadline) $(call flag,IMAGE_SIDE,image-side)
 MIX = $(call flag,BLEND,blend) $(call flag,KEEP,keep) $(call flag,SEED,seed) \
@@ -53,11 +53,11 @@ fuse: $(READY)  ## Originals and synthetic captions fused, a run for BLEND.  OUT
 	$(call need,OUT,OUT=data/mine CAPTIONS=<run> MODEL=openai:<model>@http://127.0.0.1:8000/v1)
 	$(call need,CAPTIONS,OUT=data/mine CAPTIONS=<run> MODEL=openai:<model>@http://127.0.0.1:8000/v1)
 	$(call need,MODEL,OUT=data/mine CAPTIONS=<run> MODEL=openai:<model>@http://127.0.0.1:8000/v1)
-	@$(JOBS) fuse $(HOW) $(call flag,CAPTIONS,captions) $(call flag,MODEL,model) $(call flag,STYLE,style) $(call flag,INSTRUCTION,instruction) $(call flag,SEED,seed) $(ARGS)
+	@$(JOBS) fuse $(HOW) $(call flag,CAPTIONS,captions) $(call flag,MODEL,model) $(call flag,STYLE,style) $(call flag,INSTRUCTION,instruction) $(call flag,SEED,seed) $(call flag,IN_FLIGHT,in-flight) $(call flag,DEADLINE,deadline) $(ARGS)
 
 upsample: $(READY)  ## A terse prompt made descriptive, or a file of them.  PROMPT='a cat' MODEL=openai:<model>@<url> [PROMPTS=<file> OUT=<file>.parquet] [SEED=]
 	$(call need,MODEL,PROMPT='a cat' MODEL=openai:<model>@http://127.0.0.1:8000/v1)
-	@$(JOBS) upsample $(call flag,MODEL,model) $(call flag,PROMPT,prompt) $(call flag,PROMPTS,prompts) $(call flag,OUT,out) $(call flag,INSTRUCTION,instruction) $(call flag,SEED,seed) $(call flag,LIMIT,limit) $(if $(DRY_RUN),--dry-run) $(ARGS)
+	@$(JOBS) upsample $(call flag,MODEL,model) $(call flag,PROMPT,prompt) $(call flag,PROMPTS,prompts) $(call flag,OUT,out) $(call flag,INSTRUCTION,instruction) $(call flag,SEED,seed) $(call flag,LIMIT,limit) $(call flag,IN_FLIGHT,in-flight) $(call flag,DEADLINE,deadline) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 scenes: $(READY)  ## Raw shards of rendered scenes, truth included.  OUT= [LEVEL=B] [N=1000] [SPLIT=train] [SEED=] [LIMIT=]
 	$(call need,OUT,OUT=data/scenes LEVEL=B N=10000)

@@ -32,6 +32,7 @@ class Caption:
     similarity: float  # mean cosine of its chunks with the image, by the base's towers; or NaN
     similarity_min: float
     status: str  # 'ok', 'empty', 'repetitive', 'truncated', 'off_image' or 'failed'
+    reason: str = ""  # one line, where failed
 
 
 class Captioner(Protocol):

@@ -13,13 +13,14 @@ from captioner.captioner import FRIENDLY_BATCH, BaseCaptioner, Caption
 from captioner.chat import Answer, ChatModel, Question, folder_name, open_chat_model, parse_name
 from captioner.gate import judge
 from captioner.load import CaptionerInfo
-from captioner.manners import tidied
+from captioner.manners import fault, tidied, without_thoughts
 from captioner.prompts import Prompt, load_prompts
 from captioner.settings import DecodeSettings
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.images import decode, probe
 from pipeline.limits import room
+from pipeline.schemas import OK
 
 QUALITY = 90
 DECODE = {
@@ -31,6 +32,7 @@ _SETTABLE = {"max_tokens", "temperature", "top_p", "seed"}
 
 _BYTES_PER_PIXEL = 13  # the decoded picture, Pillow's copy, and what resizing takes
 _FENCE = re.compile(r"```[\w-]*\s(.*?)```", re.DOTALL)
+_REFUSED = ("boilerplate", "leak", "markup")  # of the faults; others may be true of an image
 _JOINERS = "\u200c\u200d"  # invisible, and needed to write Persian or a family's emoji
 
 
@@ -60,7 +62,7 @@ class ChatCaptioner(BaseCaptioner):
     ) -> None:
         self.name, self.model, self.settings = model.name, model, settings
         self.styles = tuple(settings.prompts)
-        self.decode = DECODE | _checked(decode or {})
+        self.decode = DECODE | settable(decode or {})
         self.environment = {"device": "server" if model.name.startswith("openai:") else "vllm"}
         self.preparation = settings.preparation
         self.batches_in_flight = 2 * math.ceil(settings.in_flight / FRIENDLY_BATCH)
@@ -86,7 +88,8 @@ class ChatCaptioner(BaseCaptioner):
             for style in styles
         ]
         answers = self._ask(questions, len(styles))
-        captions = [make_caption(answer) for answer in answers]
+        told = [f"{question.system} {question.text}" for question in questions]
+        captions = [make_caption(a, said) for a, said in zip(answers, told, strict=True)]
         starts = range(0, len(captions), len(styles))
         return [dict(zip(styles, captions[i : i + len(styles)], strict=True)) for i in starts]
 
@@ -142,7 +145,7 @@ def open_chat_captioner(
 ) -> ChatCaptioner:
     """The captioner `openai:<model>@<url>` or `vllm:<model>`; raises UserError."""
     public = parse_name(name).public
-    _checked(decode or {})
+    settable(decode or {})
     model = open_chat_model(
         name,
         journal=settings.journal and storage.join(settings.journal, folder_name(public)),
@@ -183,11 +186,20 @@ def small_jpeg(data: bytes, max_side: int) -> bytes:
         return file.getvalue()
 
 
-def make_caption(answer: Answer) -> Caption:
-    """An answer as a caption: cleaned, and judged by what can be known without likelihoods."""
+def make_caption(answer: Answer, instruction: str = "") -> Caption:
+    """An answer as a caption: cleaned, and judged by what can be known without likelihoods.
+
+    instruction: what the model was told. A refusal, a leak of the instruction or markup is a failure,
+    whose text stays to be looked at.
+    """
     if answer.finish == "failed":
-        return Caption("", 0, math.nan, "length", math.nan, math.nan, "failed")
-    text = clean(answer.text)
+        nothing = Caption("", 0, math.nan, "length", math.nan, math.nan, "failed")
+        return replace(nothing, reason=answer.reason)
+    cleaned = _cleaned(answer.text)
+    text = " ".join(cleaned.split())
+    status, reason = judge(text, answer.finish, None, None), ""
+    if status == OK and (found := fault(cleaned, instruction)) in _REFUSED:
+        status, reason = "failed", found
     return Caption(
         text=text,
         num_tokens=answer.completion_tokens,
@@ -195,20 +207,26 @@ def make_caption(answer: Answer) -> Caption:
         finish=answer.finish,
         similarity=math.nan,
         similarity_min=math.nan,
-        status=judge(text, answer.finish, None, None),
+        status=status,
+        reason=reason,
     )
 
 
 def clean(text: str) -> str:
     """One line of visible characters, without code fence, preamble, wrapping quotes and opener."""
+    return " ".join(_cleaned(text).split())
+
+
+def _cleaned(text: str) -> str:
+    """The same, with the lines of a list still apart."""
     text = "".join(
         c if c.isprintable() or c.isspace() or c in _JOINERS else " " for c in text
     ).strip()
-    fenced = _FENCE.fullmatch(text)
-    return " ".join(tidied(fenced[1] if fenced else text).split())
+    fenced = _FENCE.fullmatch(without_thoughts(text))
+    return tidied(fenced[1] if fenced else text)
 
 
-def _checked(decode: Mapping[str, DecodeSettings]) -> Mapping[str, DecodeSettings]:
+def settable(decode: Mapping[str, DecodeSettings]) -> Mapping[str, DecodeSettings]:
     """UserError for a setting that the protocol has no word for."""
     for style, settings in decode.items():
         if style not in DECODE:

@@ -6,6 +6,7 @@ that is a fine-tune (its `text.*` and `text_decoder.*`, and `visual.*` if that w
 base, and `config.json`.
 """
 
+import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -200,6 +201,18 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) ->
             f"{path} does not fit the model: {len(wrong)} tensors, first {wrong[0]}",
             "check that the model's name belongs to this checkpoint",
         ) from error
+
+
+def base_digest(checkpoint: Checkpoint) -> str:
+    """'sha256:...' of a base: its configuration, its words and its weights, however they are stored."""
+    tokenizer = checkpoint.tokenizer
+    words = getattr(tokenizer, "words", tokenizer.size)
+    about = json.dumps([checkpoint.model_config, words, checkpoint.mean, checkpoint.std])
+    found = hashlib.sha256(about.encode())
+    for name, tensor in sorted(checkpoint.base.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().float().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return f"sha256:{found.hexdigest()}"
 
 
 def export_state_dict(model: CoCa) -> dict[str, Tensor]:

@@ -166,11 +166,14 @@ class CocaCaptioner(BaseCaptioner):
 
 
 def split_text(text: str, tokenizer: Tokenizer, room: int) -> list[list[int]]:
-    """Token ids of a text in as few chunks of whole words as fit `room`, of about equal length."""
+    """Token ids of a text in as few chunks of whole words as fit `room`, of about equal length.
+
+    A word that does not fit, as all of a text in a script without spaces, is cut into equal parts.
+    """
     whole = tokenizer.encode(text)
     if len(whole) <= room:
         return [whole]
-    words = [tokenizer.encode(word)[:room] for word in text.split()]
+    words = [part for word in text.split() for part in _parts(tokenizer.encode(word), room)]
     total = sum(map(len, words))
     target = math.ceil(total / math.ceil(total / room))
     chunks: list[list[int]] = [[]]
@@ -179,6 +182,14 @@ def split_text(text: str, tokenizer: Tokenizer, room: int) -> list[list[int]]:
             chunks.append([])
         chunks[-1].extend(word)
     return chunks
+
+
+def _parts(ids: list[int], room: int) -> list[list[int]]:
+    """Ids in as few parts as fit `room`, the last one hardly shorter: it is scored like the others."""
+    if len(ids) <= room:
+        return [ids]
+    size = math.ceil(len(ids) / math.ceil(len(ids) / room))
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
 def make_caption(

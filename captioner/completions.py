@@ -2,7 +2,9 @@
 
 import base64
 import json
+import re
 import time
+from collections.abc import Collection
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -12,8 +14,13 @@ _FINISHES = ("stop", "length")
 _FIRST_BYTES = {b"\xff\xd8": "jpeg", b"\x89P": "png"}
 
 
-def request_body(question: Question, model: str) -> bytes:
-    """What is POSTed to `<base url>/chat/completions`."""
+CHANGES = ("max_completion_tokens", "no temperature")
+"""What newer models want otherwise: another name for the length, and no temperature of 0."""
+_UNWANTED = re.compile(r"unsupported|not support|only the default|deprecated", re.IGNORECASE)
+
+
+def request_body(question: Question, model: str, changes: Collection[str] = ()) -> bytes:
+    """What is POSTed to `<base url>/chat/completions`; changes: of CHANGES, those to be made."""
     request: dict[str, object] = {
         "model": model,
         "messages": messages(question),
@@ -23,6 +30,10 @@ def request_body(question: Question, model: str) -> bytes:
     }
     if question.temperature > 0:
         request |= {"top_p": question.top_p, "seed": question.seed}
+    elif "no temperature" in changes:
+        del request["temperature"]
+    if "max_completion_tokens" in changes:
+        request["max_completion_tokens"] = request.pop("max_tokens")
     return json.dumps(request).encode()
 
 
@@ -46,6 +57,25 @@ def parse(text: bytes) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def change_wanted(question: Question, status: int, text: bytes) -> str:
+    """Which of CHANGES a refusal asks for, "" for none.
+
+    A temperature above 0 was chosen by somebody, and is not left out without a word.
+    """
+    if status != 400:
+        return ""
+    body = parse(text)
+    error = body.get("error") if isinstance(body, dict) else None
+    named = error.get("param") if isinstance(error, dict) else None
+    said = error_message(body, text)
+    if not _UNWANTED.search(said):
+        return ""
+    if named == "max_tokens" or "max_completion_tokens" in said:
+        return "max_completion_tokens"
+    is_temperature = named == "temperature" or (named is None and "temperature" in said)
+    return "no temperature" if is_temperature and question.temperature == 0 else ""
 
 
 def is_completion(body: object) -> bool:

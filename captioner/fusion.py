@@ -27,7 +27,7 @@ OUTCOMES = (
     "no_answer",  # the model failed
     "empty", "repetitive", "truncated",  # the gate's verdicts
     "boilerplate", "leak", "markup", "script",  # see captioner.manners.FAULTS
-    "lost",  # not one content word of either text is left
+    "lost",  # not one content word of either text, or of what only the original says, is left
 )  # fmt: skip
 """What became of a row, in a run's accounting."""
 
@@ -100,7 +100,8 @@ def judged(pair: Pair, answer: Answer, prompt: Prompt) -> Fused:
     """An answer as a fused caption; what is wrong with it is its outcome.
 
     Wrong is what the gate says, a leak of the prompt, boilerplate, markup or letters that neither
-    text has, and a caption in which not one content word of either text is left.
+    text has, and a caption in which not one content word is left: of either text, or of those
+    that only the original has, for whose sake it was asked for.
     """
     if answer.finish == "failed":
         return Fused("", "failed", "no_answer")
@@ -121,8 +122,11 @@ def _flaw(text: str, pair: Pair, prompt: Prompt) -> str:
         return found
     if _TALKS_OF_TEXTS.search(text) and not _TALKS_OF_TEXTS.search(source):
         return "leak"
-    words = content_words(source)
-    return "lost" if words and len(left_out(words, text)) == len(words) else ""
+    known = content_words(pair.original)
+    for words in (content_words(source), left_out(known, pair.synthetic)):
+        if words and len(left_out(words, text)) == len(words):
+            return "lost"
+    return ""
 
 
 def _one_line(text: str) -> str:
@@ -203,6 +207,7 @@ def _row(row: Mapping, fused: Fused) -> dict:
         **{f"{style}_status": "absent" for style in STYLES},
         "caption_long": fused.text or None,
         "long_status": fused.status,
+        "long_reason": fused.outcome if fused.status == "failed" else None,
         "long_tokens": fused.num_tokens,
         "long_finish": fused.finish,
     }

@@ -53,6 +53,7 @@ class Journal:
         self._unsent: list[bytes] = []
         self._segments = 0
         self._lock = threading.Lock()
+        self._sending = threading.Lock()  # taken before the other: uploads hold up no answer
         storage.require_writable(self.folder)
         for url in storage.list_files(self.folder, _ANSWERS):
             for key, _, answer in read(url):
@@ -75,12 +76,8 @@ class Journal:
 
     def flush(self, usage: Usage) -> None:
         """Sends what an object store lacks, and writes what was used so far."""
-        with self._lock:
-            if self._unsent:
-                url = storage.join(self.folder, f"{self._name}-{self._segments:06d}{_ANSWERS}")
-                storage.write_bytes(url, b"".join(self._unsent))
-                self._unsent.clear()
-                self._segments += 1
+        with self._sending:
+            self._send()
             self._write_usage(json.dumps(usage.to_dict()).encode())
 
     def close(self) -> None:
@@ -88,6 +85,20 @@ class Journal:
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
+
+    def _send(self) -> None:
+        with self._lock:
+            lines, self._unsent = self._unsent, []
+        if not lines:
+            return
+        url = storage.join(self.folder, f"{self._name}-{self._segments:06d}{_ANSWERS}")
+        try:
+            storage.write_bytes(url, b"".join(lines))
+        except BaseException:
+            with self._lock:
+                self._unsent = lines + self._unsent
+            raise
+        self._segments += 1
 
     def _append(self, line: bytes) -> None:
         try:

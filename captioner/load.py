@@ -87,6 +87,7 @@ class CaptionerInfo:
     decode: Mapping[str, DecodeSettings]
     off_image: Mapping[str, float | None]
     prompts: Mapping[str, str] = field(default_factory=dict)  # style -> identity, of chat models
+    contexts: Mapping[str, int] = field(default_factory=dict)  # style -> tokens, of all others
 
 
 def describe_captioner(name: str, chat: "ChatSettings | None" = None) -> CaptionerInfo:
@@ -108,6 +109,7 @@ def describe_captioner(name: str, chat: "ChatSettings | None" = None) -> Caption
             decode={style: info.decode[style] for style, info in infos.items()},
             off_image={style: info.off_image[style] for style, info in infos.items()},
             prompts={s: info.prompts[s] for s, info in infos.items() if info.prompts},
+            contexts={s: info.contexts[s] for s, info in infos.items() if info.contexts},
         )
     if is_chat(name):
         from captioner.chat_captioner import ChatSettings, describe_chat
@@ -125,6 +127,7 @@ def describe_captioner(name: str, chat: "ChatSettings | None" = None) -> Caption
         preprocessing=f"square_crop({size}), mean {source.mean}, std {source.std}",
         decode={style: s.decode for style, s in source.styles.items()},
         off_image={style: s.off_image for style, s in source.styles.items()},
+        contexts={style: s.context_length for style, s in source.styles.items()},
     )
 
 
@@ -316,9 +319,13 @@ def with_decode(
             raise UserError(f"no style {style!r} to decode", f"this captioner has {list(styles)}")
         styles[style] = replace(styles[style], decode=settings)
     for style, values in styles.items():
-        if values.decode.max_tokens > values.context_length:
-            raise UserError(
-                f"{style} max_tokens={values.decode.max_tokens} exceeds its context",
-                f"use at most {values.context_length}",
-            )
+        require_fit(style, values.decode, values.context_length)
     return styles
+
+
+def require_fit(style: str, decode: DecodeSettings, context: int) -> None:
+    """UserError where captions may grow longer than a style's context."""
+    if decode.max_tokens > context:
+        raise UserError(
+            f"{style} max_tokens={decode.max_tokens} exceeds its context", f"use at most {context}"
+        )

@@ -47,10 +47,11 @@ _STUCK = re.compile(
 )
 _BOILERPLATE = re.compile(
     r"\bas an? (?:ai|artificial|language model|assistant)\b|"
-    r"\b(?:i am|i'm|i\u2019m|we are) (?:sorry|unable|not able|afraid)\b|"
-    r"\bi (?:cannot|can't|can\u2019t|could not|couldn't|do not|don't|don\u2019t) "
-    r"(?:see|view|identify|describe|provide|assist|help|have|determine|access|process|recogni[sz]e)\b|"
-    r"\bi apologi[sz]e\b|"
+    r"\b(?:i am|i'm|i\u2019m|we are) (?:(?:so|very|really|terribly) )?(?:sorry|unable|not able|afraid)\b|"
+    r"\bi (?:cannot|can not|can't|can\u2019t|could not|couldn't|do not|don't|don\u2019t) "
+    r"(?:see|view|identify|describe|provide|assist|help|have|determine|access|process|recogni[sz]e|"
+    r"comply|fulfil+|caption|generate|continue)\b|"
+    r"\A(?:sorry\b|my apologies\b)|\bi (?:apologi[sz]e|must decline)\b|"
     rf"\b{_PICTURE} (?:does not|doesn't|doesn\u2019t) (?:contain|include|show|have|feature|provide) "
     r"(?:any|enough|other|much)\b|"
     r"\bdoes not contain any\b|"
@@ -73,18 +74,30 @@ _MARKUP = re.compile(
     r"\*\*|__\w|```|`\w|</?[a-z][\w-]*(?:\s[^<>]*)?/?>|\]\(|\\n|<\||\[/?INST\]|^\s*[\[{]\s*[\"{\[]",
     re.IGNORECASE | re.MULTILINE,
 )
-_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'(?!\w)|\u201c[^\u201d]*\u201d|\u2018[^\u2019]*\u2019")
+_SAYING = re.compile(
+    r"\b(?:says?|saying|said|reads?|reading|written|titled|label+ed)\b[^.!?]{0,40}\Z", re.IGNORECASE
+)
+_QUOTED = re.compile(
+    r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|\u201c[^\u201d]*\u201d|\u2018[^\u2019]*\u2019"
+)
 _WRAPPINGS = (('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("\u2018", "\u2019"))
 _WORD = re.compile(r"[^\W_]+")
 
 
+def without_thoughts(text: str) -> str:
+    """The answer without what a reasoning model thought before it; some templates open it unseen."""
+    thoughts, closing, rest = text.partition("</think>")
+    is_whole = closing and "<think>" not in thoughts.lstrip().removeprefix("<think>")
+    return rest.strip() if is_whole else text
+
+
 def tidied(text: str) -> str:
-    """The answer as a caption: without preamble, wrapping quotes and opener, in one line.
+    """The answer as a caption: without thoughts, preamble, wrapping quotes and opener, in one line.
 
     What followed an opener is capitalised as the opener was. A list stays in lines, so that `fault`
     can tell it.
     """
-    text = text[:MAX_CHARS].strip()
+    text = without_thoughts(text)[:MAX_CHARS].strip()
     text = _PREAMBLE.sub("", text, count=1) if _PREAMBLE.match(text) else text
     text = _unwrapped(text.strip())
     opener = _OPENER.match(text)
@@ -105,7 +118,7 @@ def fault(text: str, instruction: str = "", source: str = "") -> str:
     def found(pattern: re.Pattern[str]) -> bool:
         return bool(pattern.search(text)) and not pattern.search(source)
 
-    if found(_BOILERPLATE):
+    if _speaks_of_itself(text) and not _BOILERPLATE.search(source):
         return "boilerplate"
     if found(_TASK) or repeats(text, instruction, source):
         return "leak"
@@ -122,6 +135,15 @@ def repeats(text: str, instruction: str, source: str = "") -> bool:
         return False
     said = _runs(text[:MAX_CHARS]) & _runs(instruction)
     return not said <= _runs(source[:MAX_CHARS])
+
+
+def _speaks_of_itself(text: str) -> bool:
+    """Whether there is boilerplate that is not what a thing in the image says."""
+    text = _QUOTED.sub(" ", text)
+    return any(
+        not _SAYING.search(text[max(0, m.start() - 60) : m.start()])
+        for m in _BOILERPLATE.finditer(text)
+    )
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:

@@ -69,9 +69,10 @@ class OpenAIClient:
         self._model, self._url = model, url
         self._in_flight, self._deadline_sec = in_flight, deadline_sec
         self._pause_sec = pause_sec  # the first pause is up to this long, each later one twice that
-        self._key = os.environ.get("OPENAI_API_KEY", "")
+        self._key = _key()
         self._heard: float | None = None  # when the server last answered anything at all
         self._barren = 0
+        self._changes: frozenset[str] = frozenset()  # how this model wants to be asked otherwise
         self._slots = asyncio.Semaphore(in_flight)
         self._loop = asyncio.new_event_loop()
         opened: Future[aiohttp.ClientSession] = Future()
@@ -126,17 +127,16 @@ class OpenAIClient:
 
     async def _answer(self, question: Question) -> Answer:
         """Tries until there is an answer, or no hope of one; raises UserError where for all."""
-        body = completions.request_body(question, self._model)
         spent = tries = 0
         away_since: float | None = None
         while True:
             try:
-                answer = await self._attempt(body)
+                answer = await self._attempt(question)
             except _Trouble as trouble:
                 tries += 1
                 if trouble.is_unreachable:  # a server may restart, which takes longer than tries do
                     away_since = away_since or time.monotonic()
-                    self._require_alive(trouble, tries)
+                    self._require_alive(trouble, tries, away_since)
                     is_hopeless = time.monotonic() - away_since > self._deadline_sec
                 else:
                     away_since, spent = None, spent + trouble.cost
@@ -149,8 +149,23 @@ class OpenAIClient:
                 self._barren = 0
                 return answer
 
-    async def _attempt(self, body: bytes) -> Answer:
-        """One request; raises _Trouble for what may pass, UserError for what will not."""
+    async def _attempt(self, question: Question) -> Answer:
+        """One request, or as many as it takes to learn how this model wants to be asked.
+
+        Raises _Trouble for what may pass, UserError for what will not.
+        """
+        while True:
+            made = self._changes  # others may learn meanwhile
+            body = completions.request_body(question, self._model, made)
+            status, retry_after, text = await self._post(body)
+            wanted = completions.change_wanted(question, status, text)
+            if not wanted or wanted in made:
+                return self._judge(status, retry_after, text)
+            self._changes |= {wanted}
+            self.usage.retries += 1
+
+    async def _post(self, body: bytes) -> tuple[int, str, bytes]:
+        """Status, Retry-After and body of a response; raises _Trouble where none comes."""
         try:
             async with self._session.post(
                 f"{self._url}/chat/completions",
@@ -169,7 +184,7 @@ class OpenAIClient:
         except (aiohttp.ClientError, ValueError, OSError) as error:
             line = self._line(f"connection lost: {type(error).__name__} {error}")
             raise _Trouble(line) from None
-        return self._judge(response.status, response.headers.get("Retry-After", ""), text)
+        return response.status, response.headers.get("Retry-After", ""), text
 
     def _judge(self, status: int, retry_after: str, text: bytes) -> Answer:
         """What a response means."""
@@ -200,12 +215,13 @@ class OpenAIClient:
             remedies.get(status, "is that its address, up to the part before /chat/completions?"),
         )
 
-    def _require_alive(self, trouble: _Trouble, tries: int) -> None:
-        """UserError where nothing has been heard of the server for too long."""
+    def _require_alive(self, trouble: _Trouble, tries: int, away_since: float) -> None:
+        """UserError where nothing has been heard of the server for too long, though it was asked."""
         if self._heard is None:
             is_down = tries >= FIRST_ATTEMPTS
         else:
-            is_down = time.monotonic() - self._heard > self._deadline_sec
+            silent_since = max(self._heard, away_since)  # nobody may have asked for hours
+            is_down = time.monotonic() - silent_since > self._deadline_sec
         if is_down:
             raise UserError(
                 f"no server answers at {self._url}: {trouble.reason}",
@@ -241,6 +257,16 @@ class OpenAIClient:
         """Text of a stranger as one short line, and never the key."""
         text = text.replace(self._key, "***") if self._key else text
         return completions.one_line(text, _MAX_REASON)
+
+
+def _key() -> str:
+    """The key of the environment; UserError, which does not show it, where no header can hold it."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()  # `$(cat file)` strips, other ways do not
+    if not key.isprintable():
+        raise UserError(
+            "OPENAI_API_KEY holds a control character", "give the key alone, on a single line"
+        )
+    return key
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -163,6 +163,7 @@ def _row(
             row |= {
                 f"caption_{style}": caption.text,
                 f"{style}_status": caption.status,
+                f"{style}_reason": caption.reason or None,
                 f"{style}_tokens": caption.num_tokens,
                 f"{style}_logprob": _finite(caption.logprob),
                 f"{style}_finish": caption.finish,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from captioner import load
-from captioner.checkpoint import Checkpoint, Stack, build, copied_stack
+from captioner.checkpoint import Checkpoint, Stack, base_digest, build, copied_stack
 from captioner.config import CLIP_MEAN, CLIP_STD, check_config, model_config
 from captioner.model import random_model
 from captioner.settings import DEFAULTS, DecodeSettings
@@ -33,7 +33,7 @@ class Start:
     """The base, what it was, and the tokenizer that the captions need."""
 
     base: Checkpoint  # no style but what its own decoder writes
-    parent: str  # identity of the weights, or how they were drawn
+    parent: str  # identity of the base
     tokenizer: Tokenizer  # the base's, perhaps with more words
 
     @property
@@ -60,12 +60,11 @@ def begin(
     source = load.resolve(init)
     if not source.weights:
         raise UserError(f"INIT={init} has no weights", f"give INIT={SCRATCH} MODEL=<name>")
-    parent = load.sha256_of(source.weights)
     checkpoint = build(replace(source, styles={}, style_weights={}, style_tokenizers={}))
     tokenizer = checkpoint.tokenizer
     if isinstance(tokenizer, WordTokenizer) and words:
         tokenizer = with_more_words(tokenizer, words_of(captions, words))
-    return Start(checkpoint, parent, tokenizer)
+    return Start(checkpoint, base_digest(checkpoint), tokenizer)
 
 
 def _scratch(captions: Sequence[str], model: str, words: int, seed: int) -> Start:
@@ -78,9 +77,9 @@ def _scratch(captions: Sequence[str], model: str, words: int, seed: int) -> Star
     base = random_model(config, seed)
     if config["text_cfg"]["width"] < NARROW:
         init_from_fan_in(base, seed)
-    parent = f"initial weights of {model}, seed {seed}"
     mean, std = config.pop("mean", CLIP_MEAN), config.pop("std", CLIP_STD)
-    return Start(Checkpoint(config, base, {}, {}, tokenizer, mean, std), parent, tokenizer)
+    checkpoint = Checkpoint(config, base, {}, {}, tokenizer, mean, std)
+    return Start(checkpoint, base_digest(checkpoint), tokenizer)
 
 
 def _config(model: str) -> dict:

@@ -2,6 +2,10 @@
 
 import importlib
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections import Counter
 
 VERBS = {
     "recaption": (
@@ -75,7 +79,7 @@ def _run(module: object, config: type, program: str, arguments: list[str]) -> in
 
 
 def _exit_code(result: object) -> int:
-    """3 where a shard failed or was not reached, or where not one sample came out."""
+    """3 where a shard failed or was not reached, or where not one sample or caption came out."""
     from jobs.job import complain
 
     summaries = result if isinstance(result, list) else [result] if result else []
@@ -87,7 +91,19 @@ def _exit_code(result: object) -> int:
         elif summary.samples and not summary.ok:
             complain("not one sample is ok; see the reasons above")
             code = 3
+        elif _has_no_caption(summary.totals):
+            complain("not one caption is ok; see their statuses above")
+            code = 3
     return code
+
+
+def _has_no_caption(totals: "dict[str, Counter[str]]") -> bool:
+    """Whether captions were asked for, and not one of any style is ok."""
+    from pipeline.schemas import OK, STYLES
+
+    statuses = [totals.get(f"{style}_status", {}) for style in STYLES]
+    asked = [set(counts) - {"absent"} for counts in statuses]
+    return any(asked) and not any(counts.get(OK) for counts in statuses)
 
 
 def _help() -> str:

@@ -209,24 +209,40 @@ def _decode(
     lengths = {"short": config.short_tokens, "long": config.long_tokens}
     sampling = {
         "temperature": config.temperature,
-        "top_k": config.top_k,
         "top_p": config.top_p,
         "seed": config.decode_seed,
     }
+    search = {"top_k": config.top_k}
     if config.beams:
-        sampling["beams"] = config.beams
+        search["beams"] = config.beams
     if config.length_penalty is not None:
-        sampling["length_penalty"] = config.length_penalty
+        search["length_penalty"] = config.length_penalty
     if config.candidates:
-        sampling["candidates"] = config.candidates
-    return {
+        search["candidates"] = config.candidates
+    # Beside another captioner, a chat model keeps to what its protocol has words for.
+    searched = [style for style in styles if style not in info.prompts] or styles
+    decode = {
         style: replace(
             info.decode[style],
             **sampling,
+            **(search if style in searched else {}),
             **_length(info.decode[style], lengths[style]),
         )
         for style in styles
     }
+    _check_decode(decode, info)
+    return decode
+
+
+def _check_decode(decode: "dict[str, DecodeSettings]", info: "CaptionerInfo") -> None:
+    """UserError now for what every worker would refuse, when a run has been begun."""
+    from captioner.chat_captioner import settable
+    from captioner.load import require_fit
+
+    settable({style: settings for style, settings in decode.items() if style in info.prompts})
+    for style, settings in decode.items():
+        if style in info.contexts:
+            require_fit(style, settings, info.contexts[style])
 
 
 def _check_embeddings(config: Caption, info: "CaptionerInfo") -> None:

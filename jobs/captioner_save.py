@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.job import complain, say
-from jobs.publish import publish
+from jobs.publish import STAGED, publish_staged
+from pipeline import storage
 
 if TYPE_CHECKING:
     from captioner.checkpoint import Checkpoint
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from jobs.captioner_train import CaptionerTrain
 
 RECORD = "training.json"
-CALIBRATED = 512  # images that the off-image threshold is measured on
+CALIBRATED = 512  # held-out images that the off-image threshold is measured on, at most
+LEAST_CALIBRATED = 100  # fewer make no quantile
 EXAMINED = 1000  # held-out images that are captioned at the end
 SHOWN = 5
 BATCH = 32
@@ -24,21 +26,25 @@ BATCH = 32
 
 def refuse_other_base(config: "CaptionerTrain", parent: str) -> None:
     """UserError where OUT holds a captioner that this training cannot join."""
-    from captioner.load import read_directory, sha256_of
+    from captioner import load
+    from captioner.checkpoint import base_digest, build
     from pipeline.errors import UserError
 
     out = Path(config.out)
     if not (out / "config.json").is_file():
         return
-    source = read_directory(str(out))
+    source = load.read_directory(str(out))
     if config.style == "base":
+        if Path(config.init).resolve() == out.resolve():
+            raise UserError(f"INIT={config.init} would be overwritten", "give another OUT")
         if source.style_weights:
             raise UserError(
                 f"OUT={out} holds fine-tunes of a base that this one would replace",
                 "give another OUT",
             )
         return
-    if parent not in (sha256_of(source.weights), _read_record(out).get("parent")):
+    base = build(replace(source, styles={}, style_weights={}, style_tokenizers={}))
+    if parent != base_digest(base):
         raise UserError(
             f"OUT={out} holds a captioner of another base than INIT={config.init}",
             f"give INIT={out} to join it, or another OUT",
@@ -48,28 +54,43 @@ def refuse_other_base(config: "CaptionerTrain", parent: str) -> None:
 def finish(
     config: "CaptionerTrain",
     checkpoint: "Checkpoint",
-    examples: "PairExamples",
     held_out: "PairExamples",
     record: dict,
     work: Path,
 ) -> None:
-    """Calibrates and examines the one new style, adds it to what OUT holds, and writes OUT."""
+    """Calibrates and examines the one new style on what was held out, and adds it to OUT."""
     from captioner.calibrate import calibrate
-    from captioner.checkpoint import load_checkpoint, save_captioner
     from captioner.coca import CocaCaptioner
 
     (style,) = checkpoint.stacks
     captioner = CocaCaptioner(config.out, checkpoint, device=_device(config))
-    measured = held_out if len(held_out) >= CALIBRATED else examples
-    crops = [captioner.prepare(measured.plain(i)[0]) for i in range(min(CALIBRATED, len(measured)))]
-    if len(crops) > 1:
+    if len(held_out) >= LEAST_CALIBRATED:
+        num = min(CALIBRATED, len(held_out))
+        crops = [captioner.prepare(held_out.plain(i)[0]) for i in range(num)]
         found = calibrate(captioner, crops)[style]
         checkpoint.styles[style] = replace(checkpoint.styles[style], calibration=found)
         if found.threshold is None:
             say(f"  {style}: similarity cannot tell right captions from others; nothing is judged")
+    else:
+        say(
+            f"  {style}: no caption is called off_image, for want of {LEAST_CALIBRATED} held-out images;"
+            f" make calibrate CAPTIONER={config.out} SHARDS= OUT= finds when to"
+        )
     figures = examine(captioner, held_out, style) if len(held_out) else {}
 
-    out, folder = Path(config.out), work / "captioner"
+    folder = str(Path(config.out) / "training")
+    with storage.exclusive(folder, wait=True):  # the other style may be finished just now
+        _join(config, checkpoint, record | {"figures": figures}, work)
+    say(f"saved in {config.out}; use it as CAPTIONER={config.out}")
+
+
+def _join(config: "CaptionerTrain", checkpoint: "Checkpoint", record: dict, work: Path) -> None:
+    """Adds the new style to what OUT holds, and puts the whole in its place."""
+    from captioner.checkpoint import load_checkpoint, save_captioner
+
+    out, staging = Path(config.out), work / "captioner.tmp"
+    refuse_other_base(config, record["parent"])
+    (style,) = checkpoint.stacks
     history = _read_record(out)
     if (out / "config.json").is_file() and config.style != "base":
         before = load_checkpoint(str(out))
@@ -80,15 +101,13 @@ def finish(
             style_tokenizers={k: v for k, v in before.style_tokenizers.items() if k != style}
             | checkpoint.style_tokenizers,
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    save_captioner(checkpoint, folder)
-    trainings = history.get("trainings", {}) | {config.style: record | {"figures": figures}}
-    parent = history.get("parent") or record["parent"]
-    text = json.dumps({"parent": parent, "trainings": trainings}, indent=1)
-    (folder / RECORD).write_text(text + "\n")
-    publish(folder, out)
-    shutil.rmtree(folder)
-    say(f"saved in {out}; use it as CAPTIONER={out}")
+    shutil.rmtree(staging, ignore_errors=True)
+    save_captioner(checkpoint, staging)
+    trainings = history.get("trainings", {}) | {config.style: record}
+    text = json.dumps({"trainings": trainings}, indent=1)
+    (staging / RECORD).write_text(text + "\n")
+    staging.rename(work / STAGED)
+    publish_staged(out)
 
 
 def examine(captioner: "CocaCaptioner", held_out: "PairExamples", style: str) -> dict[str, float]:

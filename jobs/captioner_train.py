@@ -96,6 +96,8 @@ class CaptionerTrain:
             raise UserError(
                 "--lora and --image-tower belong to a style", "give --style short or --style long"
             )
+        if self.lora and self.activation_checkpointing:
+            raise UserError("--lora recomputes nothing", "leave --activation-checkpointing out")
         if self.lora and self.image_tower == "tuned":
             raise UserError("--lora leaves the image tower frozen", "give one of the two")
         if self.style == "base" and not self.contrastive + self.captioning:
@@ -116,6 +118,7 @@ def run(config: CaptionerTrain) -> None:
         if config.dry_run:
             say(f"would train {config.style} on {len(recipe.shards)} shards in {work}")
             return
+        group.of_first(lambda: _settle(config))
         group.of_first(lambda: _tell(pairs.gather(recipe, work / "pairs.parquet", config.threads)))
         _train(config, recipe, work, group)
 
@@ -127,9 +130,21 @@ def _pairs_recipe(config: CaptionerTrain, work: Path) -> "PairsRecipe":
     from pipeline.pairs import Recipe
 
     table = CaptionTable(storage.absolute(config.captions)) if config.captions else None
-    names = (table and table.data_folder) or storage.absolute(str(work))
+    folder = table.data_folder if table else ""
+    names = folder or storage.absolute(str(work))
     shards = manifest.register(names, specs.expand(config.shards), save=False)
-    return Recipe(tuple(shards), config.style, table, config.held_out, config.seed)
+    known = bool(folder)
+    return Recipe(tuple(shards), config.style, table, config.held_out, config.seed, known)
+
+
+def _settle(config: CaptionerTrain) -> None:
+    """What a killed training was about to save."""
+    from jobs.publish import publish_staged
+    from pipeline import storage
+
+    out = Path(config.out)
+    with storage.exclusive(str(out / "training"), wait=True):
+        publish_staged(out)
 
 
 def _tell(gathered: "Gathered") -> None:
@@ -166,6 +181,13 @@ def _train(config: CaptionerTrain, recipe: "PairsRecipe", work: Path, group: "Ra
     held_out = PairExamples(pairs.read(work / "pairs.parquet", "held_out"), urls, size, 1)
     preset = _preset(config, start)
     settings = _settings(config, preset, len(examples), group.world)
+    if group.is_first:
+        say(f"{settings.steps} steps of {settings.batch_size} pairs at --lr {settings.lr:g}")
+        if settings.steps < preset.warmup_steps:
+            complain(
+                f"note: the preset warms up for {preset.warmup_steps} steps, these are fewer; more"
+                " --epochs, a smaller --batch-size or a higher --lr teach more"
+            )
     about = {
         "style": config.style,
         "parent": start.parent,
@@ -186,9 +208,7 @@ def _train(config: CaptionerTrain, recipe: "PairsRecipe", work: Path, group: "Ra
     style = next(iter(checkpoint.stacks))
     checkpoint.styles[style] = Style(context, starts.decoding_for(config.style, ids, context))
     record = about | {"settings": asdict(settings), "shards": len(recipe.shards)}
-    group.of_first(
-        lambda: captioner_save.finish(config, checkpoint, examples, held_out, record, work)
-    )
+    group.of_first(lambda: captioner_save.finish(config, checkpoint, held_out, record, work))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class EvaluateCaptions:
     """For CLIPScore: <open_clip model>:<tag or file>, `bundled`, or a captioner's directory; by
     default the similarities that the captioner measured itself."""
     shards: str = ""
-    """Where the images are for a scorer, if not where they were captioned."""
+    """Where the images are for a scorer, or to find their sha256, if not where they were captioned."""
     objects: str = ""
     """For CHAIR, a JSON: {"objects": {name: [synonyms]}, "images": {uid or key: [names]}}."""
     limit: int = 0

@@ -55,10 +55,15 @@ _GROUPS = {  # title -> metric -> label
         "words_median": "  half of them",
         "words_p95": "  95 % of them",
     },
-    "drift in style, bits (b)": {
+    "drift in style from the {yardstick}, bits (b)": {
         "js_first_words": "of first words",
         "js_lengths": "of lengths",
         "js_words": "of words",
+    },
+    "drift in style from the original captions, bits (b)": {
+        "js_first_words_from_originals": "of first words",
+        "js_lengths_from_originals": "of lengths",
+        "js_words_from_originals": "of words",
     },
 }
 _BEGINNINGS = 6
@@ -91,7 +96,7 @@ def lines(figures: "Sequence[Figure]") -> Iterator[str]:
         shares = ", ".join(f"{f.item} {100 * f.value:.0f}%" for f in pairs[:_BEGINNINGS])
         yield f"{style} captions begin: {shares}"
     yield f"(a) of {SAMPLE:,} captions at most: it depends on how many there are"
-    yield f"(b) Jensen-Shannon, 0 to 1, from the {yardstick}; theirs is of one half from the other"
+    yield "(b) Jensen-Shannon, 0 to 1; of captions from themselves, that of one half from the other"
 
 
 def _cell(figure: "Figure | None", label: str) -> str:

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from jobs.captioner_save import LEAST_CALIBRATED
 from jobs.job import Execution, execute, require, say
 
 if TYPE_CHECKING:
+    from jobs.captioner_train import CaptionerTrain
     from jobs.runner import Summary
     from pipeline.teaching import TeachingWork
 
 TEACHER, STUDENT = "teacher", "student"  # runs of captions in OUT
 TAUGHT = "taught"  # in OUT: what is learned from
+CALIBRATING = 200  # taught samples, at most one in twenty, that the student's thresholds are set on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +72,24 @@ class Teach(Execution):
 
 def run(config: Teach) -> "list[Summary]":
     """Runs the steps and prints the comparison. Raises UserError, Stopped, Diverged."""
+    from jobs import captioner_train
+    from jobs.caption import ANSWERS
     from pipeline import storage
 
     out = storage.absolute(config.out)
+    styles = _styles(config)
+    trainings = [_training(config, out, style) for style in styles]
+    _require_start(config)  # before a teacher is paid
     work, drawn = _draw(config, out)
     if config.dry_run:
         return [drawn]
+    is_new = not storage.exists(storage.join(out, ANSWERS))
     start = time.monotonic()
     captioned = _caption(config, out, config.teacher, TEACHER, work, splits=("train", "held_out"))
-    seconds = 0.0 if captioned.reused else time.monotonic() - start
-    styles = tuple(s.strip() for s in config.styles.split(",") if s.strip())
+    seconds = time.monotonic() - start if is_new and not captioned.reused else 0.0
     _filter(config, out, work, styles)
-    for style in styles:
-        _train(config, out, style)
+    for training in trainings:
+        captioner_train.run(training)
     student = str(Path(out) / "captioner")
     written = _caption(config, out, student, STUDENT, work, splits=("held_out",))
     _compare(config, out, work, styles, captioned.samples / seconds if seconds else 0.0)
@@ -118,6 +126,7 @@ def _caption(
 ) -> "Summary":
     from captioner.chat import is_chat
     from jobs import caption
+    from pipeline.errors import UserError
 
     is_teacher = run == TEACHER
     wanted = caption.Caption(
@@ -135,8 +144,13 @@ def _caption(
         workers=config.workers,
         executor=config.executor,
         address=config.address,
+        max_failed=config.max_failed,
+        shard_deadline=config.shard_deadline,
     )
-    return caption.run(wanted, [url for split in splits for url in work.urls(split)])
+    try:
+        return caption.run(wanted, [url for split in splits for url in work.urls(split)])
+    except UserError as e:
+        raise UserError(e.message, e.hint.replace("give another RUN", "give another OUT")) from e
 
 
 def _rows(out: str, run: str, urls: list[str]) -> list[dict]:
@@ -177,27 +191,47 @@ def _filter(config: Teach, out: str, work: "TeachingWork", styles: tuple[str, ..
     storage.write_bytes(storage.join(folder, "train.txt"), urls.encode())
 
 
-def _train(config: Teach, out: str, style: str) -> None:
-    from jobs import captioner_train
+def _styles(config: Teach) -> tuple[str, ...]:
+    from pipeline.errors import UserError
+    from pipeline.schemas import STYLES
+
+    styles = tuple(dict.fromkeys(s.strip() for s in config.styles.split(",") if s.strip()))
+    if not styles or set(styles) - set(STYLES):
+        raise UserError(f"STYLES={config.styles} is not possible", f"give {','.join(STYLES)}")
+    return styles
+
+
+def _training(config: Teach, out: str, style: str) -> "CaptionerTrain":
+    """The fine-tune of one style; UserError where its settings exclude each other."""
+    from jobs.captioner_train import CaptionerTrain
 
     folder = Path(out)
-    captioner_train.run(
-        captioner_train.CaptionerTrain(
-            shards=f"@{folder / TAUGHT / 'train.txt'}",
-            captions=str(folder / TAUGHT / "captions.parquet"),
-            out=str(folder / "captioner"),
-            style=style,
-            init=config.init,
-            image_tower=config.image_tower,
-            lora=config.lora,
-            steps=config.steps,
-            lr=config.lr,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            threads=config.threads,
-            device=config.device,
-        )
+    spare = min(CALIBRATING, config.n // 20)
+    return CaptionerTrain(
+        shards=f"@{folder / TAUGHT / 'train.txt'}",
+        captions=str(folder / TAUGHT / "captions.parquet"),
+        out=str(folder / "captioner"),
+        style=style,
+        init=config.init,
+        image_tower=config.image_tower,
+        lora=config.lora,
+        steps=config.steps,
+        lr=config.lr,
+        batch_size=config.batch_size,
+        held_out=spare if spare >= LEAST_CALIBRATED else 0,
+        seed=config.seed,
+        threads=config.threads,
+        device=config.device,
     )
+
+
+def _require_start(config: Teach) -> None:
+    """UserError where the student's base cannot be loaded."""
+    from captioner import load
+    from pipeline.errors import UserError
+
+    if load.split_composition(config.init) or not load.resolve(config.init).weights:
+        raise UserError(f"INIT={config.init} is no base with weights", "name one captioner")
 
 
 def _compare(

@@ -13,7 +13,8 @@ _ATTEMPTS = 10
 
 
 def random_crop(data: bytes, size: int, draws: Draws, least: float = 0.9) -> np.ndarray:
-    """A part of the image, at least the share `least` of its area, as uint8 (size, size, 3).
+    """A part of the image, at least the share `least` of what a 4:3 frame holds of it, as uint8
+    (size, size, 3).
 
     Resized by antialiased bicubic filtering. Never mirrored: captions tell left from right. As in
     Inception's training (Szegedy et al. 2014, 1409.4842, section 6), with open_clip's default share.
@@ -28,7 +29,14 @@ def random_crop(data: bytes, size: int, draws: Draws, least: float = 0.9) -> np.
 
 
 def _box(width: int, height: int, draws: Draws, least: float) -> tuple[int, int, int, int]:
-    """Where to cut; the middle, as square as may be, where no attempt fits into the image."""
+    """Where to cut. Images more oblong than a crop may be lose their ends first, where chance wants."""
+    if max(width, height) > MOST_OBLONG * min(width, height):
+        long, short = max(width, height), min(width, height)
+        kept = max(1, math.floor(short * MOST_OBLONG))
+        start = draws.below(long - kept + 1)
+        across = width > height
+        part = _box(kept if across else width, height if across else kept, draws, least)
+        return tuple(edge + start * (i % 2 != across) for i, edge in enumerate(part))
     for _ in range(_ATTEMPTS):
         area = width * height * (least + (1 - least) * draws.uniform())
         ratio = MOST_OBLONG ** (2 * draws.uniform() - 1)

@@ -120,12 +120,18 @@ def choose(
 ) -> Choice:
     """Draws a source; one that is not usable gives way to a synthetic one, then to the original.
 
-    others: synthetic sources outside the blend that may stand in, after those of the blend.
+    Of synthetic ones, those of the drawn one's own style come first. others: synthetic sources outside the blend that may stand in, after those of the blend.
     """
     drawn = draw(blend, uid, seed, epoch)
     by_weight = sorted(blend.synthetic, key=lambda pair: (-pair[1], pair[0]))
-    order = (drawn, *(s for s, _ in by_weight), *others, ORIGINAL)
+    synthetic = [*(s for s, _ in by_weight), *others]
+    own_style = [s for s in synthetic if _style(s) == _style(drawn)]
+    order = (drawn, *own_style, *synthetic, ORIGINAL)
     return Choice(drawn, next((s for s in order if usable(s)), None))
+
+
+def _style(source: str) -> str:
+    return source.rpartition(".")[2]
 
 
 def _uniform(seed: int, epoch: int, uid: str, purpose: str) -> float:

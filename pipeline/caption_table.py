@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 
 _KEYS = {
     ("uid",): ("uid",),
-    ("shard", "key"): ("shard || '/' || key",),
+    ("shard", "key"): ("shard || '/' || key", "stem || '/' || key"),
     ("sha256",): ("sha256", "source_sha256"),
 }
 """Columns that name a sample, the first that are there; and what they equal in a table of samples."""
@@ -57,26 +57,24 @@ class CaptionTable:
         column only captions that are ok count. Rows of one key are several captions of one sample.
         Raises UserError where no key or no caption is among the columns.
         """
-        relation = f"{_reader(self.files()[0])}([{', '.join(map(_quoted, self.files()))}])"
         if not storage.is_local(self.spec):
             connection.register_filesystem(fsspec.filesystem(self.spec.split("://")[0]))
+        files = ", ".join(map(_quoted, self.files()))
+        is_parquet = _reader(self.files()[0]) == _PARQUET
         try:
-            types = {
-                row[0]: str(row[1])
-                for row in connection.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall()
-            }
-            key = next((columns for columns in _KEYS if set(columns) <= set(types)), None)
-            text, where = _text(types, style)
+            columns = (_of_parquet if is_parquet else _of_json)(connection, files)
+            key = next((names for names in _KEYS if set(names) <= set(columns)), None)
+            text, where = _text(columns, style)
             if key is None or not text:
                 raise UserError(
-                    f"CAPTIONS={storage.public(self.spec)} has the columns {', '.join(types)}",
+                    f"CAPTIONS={storage.public(self.spec)} has the columns {', '.join(columns)}",
                     _EXAMPLE,
                 )
-            k = " || '/' || ".join(f'CAST("{column}" AS VARCHAR)' for column in key)
+            k = " || '/' || ".join(columns[name] for name in key)
             connection.sql(
                 "CREATE TEMP TABLE said AS SELECT k, list(t ORDER BY place) AS captions FROM ("
-                f"SELECT {k} AS k, trim(regexp_replace(t, '\\s+', ' ', 'g')) AS t, row_number() OVER () "
-                f"AS place FROM (SELECT *, {text} AS t FROM {relation} WHERE {where})) "
+                f"SELECT k, trim(regexp_replace(t, '\\s+', ' ', 'g')) AS t, row_number() OVER () "
+                f"AS place FROM (SELECT {k} AS k, unnest({text}) AS t FROM given WHERE {where})) "
                 "WHERE t <> '' AND k IS NOT NULL GROUP BY k"
             )
         except duckdb.Error as e:
@@ -101,18 +99,50 @@ def _content(file: str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _reader(file: str) -> str:
-    return "read_parquet" if file.endswith(_PARQUET) else "read_json_auto"
+def _reader(file: str) -> tuple[str, ...]:
+    return _PARQUET if file.endswith(_PARQUET) else _LINES
 
 
-def _text(types: dict[str, str], style: str) -> tuple[str, str]:
-    """The SQL of a row's captions, and which rows count."""
+def _of_parquet(connection: duckdb.DuckDBPyConnection, files: str) -> dict[str, str]:
+    """Makes the view `given`; column -> SQL of its text, of a list of texts for `..[]`."""
+    connection.sql(f"CREATE TEMP VIEW given AS FROM read_parquet([{files}])")
+    types = connection.sql("DESCRIBE given").fetchall()
+    return {
+        name: f'CAST("{name}" AS VARCHAR[])'
+        if str(kind).endswith("[]")
+        else f'CAST("{name}" AS VARCHAR)'
+        for name, kind, *_ in types
+    }
+
+
+def _of_json(connection: duckdb.DuckDBPyConnection, files: str) -> dict[str, str]:
+    """The same of JSON, whose values are taken as they stand: no text is guessed to be a time."""
+    connection.sql(f"CREATE TEMP TABLE given AS FROM read_json_objects([{files}])")
+    names = connection.sql("SELECT DISTINCT unnest(json_keys(json)) FROM given").fetchall()
+    return {name: f"(json ->> {_quoted(_pointer(name))})" for (name,) in sorted(names)}
+
+
+def _pointer(name: str) -> str:
+    """A member of an object, whatever is in its name (RFC 6901)."""
+    return "/" + name.replace("~", "~0").replace("/", "~1")
+
+
+def _text(columns: dict[str, str], style: str) -> tuple[str, str]:
+    """The SQL of a list with a row's captions, and which rows count."""
     for name in (f"caption_{style}", "captions", "caption", "text"):
-        if name in types:
-            text = f'unnest("{name}")' if types[name].endswith("[]") else f'"{name}"'
-            status = f"{name.removeprefix('caption_')}_status"
-            has_status = name == f"caption_{style}" and status in types
-            return text, f"\"{status}\" = 'ok'" if has_status else "true"
+        if name not in columns:
+            continue
+        text = columns[name]
+        if text.startswith("(json"):
+            value = f"json_extract(json, {_quoted(_pointer(name))})"
+            one = f"CASE json_type({value}) WHEN 'VARCHAR' THEN [{text}] ELSE [] END"
+            many = f"from_json({value}, '[\"VARCHAR\"]')"
+            text = f"CASE json_type({value}) WHEN 'ARRAY' THEN {many} ELSE {one} END"
+        elif not text.endswith("[])"):
+            text = f"[{text}]"
+        status = f"{name.removeprefix('caption_')}_status"
+        has_status = name == f"caption_{style}" and status in columns
+        return text, f"{columns[status]} = 'ok'" if has_status else "true"
     return "", ""
 
 

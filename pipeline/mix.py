@@ -23,6 +23,7 @@ KIND = "mix"
 SAMPLE_REASONS = (*images.IMAGE_REASONS, *READING_REASONS, "no_caption")
 """Why a sample is not in a mix, beside what a keep-list says (`not_kept` where it gives none)."""
 
+_UNREAD = {"image_embedding", *(f"{style}_reason" for style in STYLES)}  # of a caption run
 _DIGITS = re.compile(r"[0-9]{1,32}\Z")
 
 
@@ -145,7 +146,7 @@ class MixWork:
         return storage.join(self.run.out, "keep", self.recipe.keep, f"{shard.name}.parquet")
 
     def _rows(self, shard: Shard, samples: Iterator[Sample], writer: ShardWriter) -> Iterator[dict]:
-        columns = [name for name in CAPTIONS.names if name != "image_embedding"]
+        columns = [name for name in CAPTIONS.names if name not in _UNREAD]
         captions = {
             run: _Sidecar(self._caption_url(run, shard), columns)
             for run in self.recipe.caption_runs

@@ -31,6 +31,7 @@ _RECIPE, _STRANGERS = b"recipe", b"strangers"
 _SAMPLES = pa.schema(
     [
         *[field for field in PAIRS if field.name not in ("captions", "split")],
+        pa.field("stem", pa.string()),  # of the shard's file name, where that is no other shard's
         pa.field("source_sha256", pa.string()),  # of what was fetched, before any resizing
         pa.field("captions", pa.list_(pa.string())),
     ]
@@ -46,6 +47,7 @@ class Recipe:
     captions: CaptionTable | None  # None: those that the shards bring along
     held_out: int = 0  # samples that are kept for examination
     seed: int = 0
+    are_names_known: bool = True  # whether the shards have the names that the captions' keys mean
 
     @property
     def digest(self) -> str:
@@ -85,12 +87,14 @@ def gather(recipe: Recipe, path: Path, threads: int = 2) -> Gathered:
         return _accounting(path)
     if recipe.captions is not None:
         recipe.captions.files()  # missing ones should not wait for all the images
+    stems = _stems(recipe.shards)
     samples = path.with_name("samples.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with pq.ParquetWriter(samples, _SAMPLES) as writer:
             for shard in recipe.shards:
-                writer.write_table(table_of(_rows(recipe, shard, threads), _SAMPLES), _ROW_GROUP)
+                rows = _rows(recipe, shard, stems[shard.name], threads)
+                writer.write_table(table_of(rows, _SAMPLES), _ROW_GROUP)
         _join(recipe, samples, path)
     finally:
         samples.unlink(missing_ok=True)
@@ -103,12 +107,19 @@ def read(path: Path, split: str) -> pa.Table:
     return table.select(["uid", "key", "shard", "offset", "size", "captions"])
 
 
-def _rows(recipe: Recipe, shard: Shard, threads: int) -> Iterator[dict]:
+def _stems(shards: Sequence[Shard]) -> dict[str, str | None]:
+    """Shard name -> its file's name without suffix, None where several share that."""
+    found = {shard.name: shard.url.rsplit("/", 1)[-1].split(".")[0] for shard in shards}
+    often = Counter(found.values())
+    return {name: stem if often[stem] == 1 else None for name, stem in found.items()}
+
+
+def _rows(recipe: Recipe, shard: Shard, stem: str | None, threads: int) -> Iterator[dict]:
     own = (f"caption_{recipe.style}", "captions") if recipe.style != "base" else ("captions",)
     try:
         yield from prefetch(
             read_samples(shard),
-            lambda sample: _row(sample, shard.name, own),
+            lambda sample: _row(sample, shard.name, stem, own),
             threads=max(1, threads),
             depth=_ROWS_AHEAD,
             size=lambda sample: len(sample.image),
@@ -119,7 +130,7 @@ def _rows(recipe: Recipe, shard: Shard, threads: int) -> Iterator[dict]:
         ) from e
 
 
-def _row(sample: Sample, shard: str, own: Sequence[str]) -> dict:
+def _row(sample: Sample, shard: str, stem: str | None, own: Sequence[str]) -> dict:
     reason = sample.reason
     if not reason:
         try:
@@ -133,6 +144,7 @@ def _row(sample: Sample, shard: str, own: Sequence[str]) -> dict:
         "offset": sample.offset,
         "size": len(sample.image),
         "sha256": hashlib.sha256(sample.image).hexdigest() if sample.image else None,
+        "stem": stem,
         "source_sha256": _text(sample.meta.get("sha256")),
         "captions": _own_captions(sample, own),
         "status": "failed" if reason else OK,
@@ -167,6 +179,8 @@ def _join(recipe: Recipe, samples: Path, path: Path) -> None:
         joins, captions = "", "captions"
         if recipe.captions is not None:
             keys = recipe.captions.create_view(connection, recipe.style)
+            if not recipe.are_names_known:
+                keys = _sure_of(keys, connection, recipe)
             joins = " ".join(
                 f"LEFT JOIN said AS said{i} ON said{i}.k = samples.{key}"
                 if key.isidentifier()
@@ -188,6 +202,31 @@ def _join(recipe: Recipe, samples: Path, path: Path) -> None:
     meta = {_RECIPE: recipe.digest.encode(), _STRANGERS: str(strangers).encode()}
     with storage.write_atomic(str(path)) as part:
         pq.write_table(table.replace_schema_metadata(meta), part, row_group_size=_ROW_GROUP)
+
+
+def _sure_of(
+    keys: tuple[str, ...], connection: duckdb.DuckDBPyConnection, recipe: Recipe
+) -> tuple[str, ...]:
+    """The keys that mean the same here; UserError where names of shards would have to be guessed.
+
+    Shards are numbered by their order where their files are not; a uid is made of that number.
+    """
+    if "shard" in keys[0]:
+        nameless = connection.sql("SELECT count(*) FROM samples WHERE stem IS NULL").fetchall()
+        if nameless[0][0]:
+            raise UserError(
+                "several of SHARDS have one file name, so CAPTIONS cannot name them by shard and key",
+                "key the captions by sha256, or train on one of the folders",
+            )
+        return keys[1:]
+    guessed = [shard for shard in recipe.shards if shard.name not in _stems([shard]).values()]
+    if keys[0] == "uid" and guessed:
+        raise UserError(
+            f"CAPTIONS are keyed by uid, which needs the names that {storage.public(guessed[0].url)} and"
+            " others had when these were made",
+            "put the file two levels below that shards.parquet, as OUT/captions/<run>/, or key by sha256",
+        )
+    return keys
 
 
 def _with_verdicts(table: pa.Table, recipe: Recipe) -> pa.Table:

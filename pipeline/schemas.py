@@ -28,6 +28,7 @@ CAPTION_STATUSES = (
 def _caption_fields(style: str) -> list[pa.Field]:
     return [
         pa.field(f"{style}_status", pa.string(), nullable=False),
+        pa.field(f"{style}_reason", pa.string()),  # why it failed, where the captioner says
         pa.field(f"{style}_tokens", pa.int32()),
         pa.field(f"{style}_logprob", pa.float32()),  # mean over tokens
         pa.field(f"{style}_finish", pa.string()),  # stop | length

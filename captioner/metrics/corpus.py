@@ -1,8 +1,9 @@
 """The captions of a run, row by row, with all that they are measured against."""
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -63,29 +64,32 @@ class Corpus:
             depth=2 * batch,
             size=lambda sample: len(sample.image),
         )
-        try:
-            with closing(images):  # a shard may hold more than was captioned of it
-                for rows in batches(self._rows(shard), batch):
-                    yield from _with_features(scorer, shard, rows, images)
-        except (BadShard, OSError) as error:
-            why = storage.scrub(str(error), shard.url)
-            raise UserError(f"SHARDS: {why}", "give shards that can be read") from error
+        with _reading(shard), closing(images):  # it may hold more than was captioned of it
+            for rows in batches(self._rows(shard), batch):
+                yield from _with_features(scorer, shard, rows, images)
 
     def _rows(self, shard: Shard) -> Iterator[Row]:
         beside = _beside(shard)
+        by_content = self.references is not None and "sha256" in self.references.fields
+        is_hashed = any(own.get("sha256") for own in beside.values())
+        hashed = _hashes(shard) if by_content and not is_hashed else None
         scores = ("status", "similarity", "similarity_min")
         columns = ["uid", "key", "caption", "caption_status"]
         for style in self.styles:
             columns += [f"caption_{style}", *(f"{style}_{score}" for score in scores)]
         try:
             for values in commit.sidecar_rows(self.sidecar(shard), columns):
-                yield self._row(shard, values, beside.get(values["key"], {}))
+                own = beside.get(values["key"], {})
+                hashes = [own.get("sha256") or ""]
+                if hashed is not None:
+                    hashes = _next(shard, hashed, values["uid"])
+                yield self._row(shard, values, own, hashes)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.sidecar(shard)}: {' '.join(str(error).split())}", "caption that shard again"
             ) from error
 
-    def _row(self, shard: Shard, values: Mapping, beside: Mapping) -> Row:
+    def _row(self, shard: Shard, values: Mapping, beside: Mapping, hashes: Sequence[str]) -> Row:
         captions, statuses, similarities = {}, {}, {}
         for style in self.styles:
             text, status = values[f"caption_{style}"], values[f"{style}_status"]
@@ -101,7 +105,8 @@ class Corpus:
             references = [captions[ORIGINAL]] if ORIGINAL in captions else []
         else:
             names = {"uid": values["uid"], "key": values["key"], "shard": shard.name}
-            references = self.references.of(names | {"sha256": beside.get("sha256") or ""})
+            found = (self.references.of(names | {"sha256": sha256}) for sha256 in hashes)
+            references = next(filter(None, found), [])
         return Row(
             uid=values["uid"],
             key=values["key"],
@@ -138,6 +143,25 @@ def _scene(shard: Shard, beside: Mapping) -> Scene:
         ) from error
 
 
+def _hashes(shard: Shard) -> Iterator[tuple[str, list[str]]]:
+    """uid and SHA-256 of every image, then that of what was fetched, where its .json tells it."""
+    with _reading(shard):
+        for sample in read_samples(shard):
+            own = [hashlib.sha256(sample.image).hexdigest()] if sample.image else []
+            source = sample.meta.get("sha256")
+            yield sample.uid, [*own, source] if isinstance(source, str) and source else own
+
+
+@contextmanager
+def _reading(shard: Shard) -> Iterator[None]:
+    """UserError where the images cannot be read."""
+    try:
+        yield
+    except (BadShard, OSError) as error:
+        why = storage.scrub(str(error), shard.url)
+        raise UserError(f"SHARDS: {why}", "give shards that can be read") from error
+
+
 def _prepared(scorer: Scorer, sample: Sample) -> np.ndarray | None:
     if sample.reason:
         return None
@@ -154,19 +178,22 @@ def _with_features(
     images: Iterator[tuple[str, np.ndarray | None]],
 ) -> Iterator[Row]:
     """Rows with the features of their images; each must be of the same sample."""
-    crops = []
-    for row in rows:
-        uid, crop = next(images, ("", None))
-        if uid != row.uid:
-            raise UserError(
-                f"shard {shard.name} holds other samples than were captioned",
-                "give SHARDS=<where the captioned ones are>",
-            )
-        crops.append(crop)
+    crops = [_next(shard, images, row.uid) for row in rows]
     seen = [crop for crop in crops if crop is not None]
     features = iter(scorer.encode_image(seen) if seen else [])
     for row, crop in zip(rows, crops, strict=True):
         yield row if crop is None else replace(row, feature=next(features))
+
+
+def _next(shard: Shard, samples: Iterator[tuple[str, Item]], uid: str) -> Item:
+    """What is told of the next sample, which must be this one."""
+    found, item = next(samples, ("", None))
+    if found != uid:
+        raise UserError(
+            f"shard {shard.name} holds other samples than were captioned",
+            "give SHARDS=<where the captioned ones are>",
+        )
+    return item
 
 
 def batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

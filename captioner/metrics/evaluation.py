@@ -20,6 +20,8 @@ from pipeline.scenes.world import Scene
 from pipeline.schemas import EVALUATED_CAPTIONS, OK
 
 ORIGINAL, REFERENCE = "original", "reference"
+ENOUGH_ORIGINALS = 30
+"""Beside people's references, drift from fewer originals is not told: it would be chance."""
 
 _Columns = dict[str, Sequence | np.ndarray]
 
@@ -44,6 +46,7 @@ class Evaluation:
     frequencies: of the references of the whole corpus. by_people: references are people's, so that
     the originals are measured, too; otherwise they are the originals. Drift in style is that from
     the references; what is given for these themselves is the drift of one half from the other.
+    by_people, that from the originals, which a generator is trained on, too, is told beside it.
     scorer: None takes the similarities that the rows bring along.
     """
 
@@ -82,7 +85,20 @@ class Evaluation:
             pair = sums.halves if sums is yardstick else (sums.profile, profile)
             if any(half.captions for half in sums.halves):
                 found += sums.figures(style, Drift.between(*pair))
+                found += self._from_originals(style)
         return found
+
+    def _from_originals(self, style: str) -> list[Figure]:
+        """Drift from the originals where these are not the yardstick, and are enough."""
+        originals, sums = self._sums[ORIGINAL], self._sums[style]
+        if self._yardstick == ORIGINAL or originals.profile.captions < ENOUGH_ORIGINALS:
+            return []
+        pair = sums.halves if style == ORIGINAL else (sums.profile, originals.profile)
+        return [
+            Figure(style, f"js_{name}_from_originals", value, sums.profile.captions)
+            for name, value in vars(Drift.between(*pair)).items()
+            if not np.isnan(value)
+        ]
 
     def _add_style(self, batch: "_Batch", style: str) -> pa.Table:
         sums = self._sums[style]

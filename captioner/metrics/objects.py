@@ -131,8 +131,9 @@ def chair(caption: Words, shown: frozenset[str], lexicon: Lexicon) -> Chair:
 def read_objects(url: str) -> Objects:
     """{"objects": {name: [synonyms]}, "images": {uid or key: [names]}, "no_objects": [phrases]}.
 
-    The last may be left out. Raises UserError for a file that says anything else.
+    The last may be left out. Raises UserError for a file that says anything else, or cannot be read.
     """
+    name = f"OBJECTS={storage.public(url)}"
     try:
         data = json.loads(storage.read_bytes(url))
         objects = {name: _strings(synonyms) for name, synonyms in data["objects"].items()}
@@ -142,11 +143,14 @@ def read_objects(url: str) -> Objects:
         if strangers:
             raise ValueError(f"an image shows {strangers[0]!r}, which is not among the objects")
     except FileNotFoundError as error:
-        raise UserError(f"OBJECTS={url} does not exist", "check the path") from error
+        raise UserError(f"{name} does not exist", "check the path") from error
+    except OSError as error:
+        why = storage.scrub(" ".join((error.strerror or str(error)).split()), url)
+        raise UserError(f"{name} cannot be read: {why}", "give a file you may read") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"OBJECTS={url}: {why}",
+            f"{name}: {storage.scrub(why, url)}",
             'give {"objects": {name: [synonyms]}, "images": {uid or key: [names]}}',
         ) from error
     return Objects(lexicon, images)

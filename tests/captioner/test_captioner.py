@@ -91,11 +91,24 @@ def test_long_texts_are_scored_in_chunks_of_whole_words(captioner):
     assert max(map(len, chunks)) - min(map(len, chunks)) <= 15
     assert " ".join(tokenizer.decode(c) for c in chunks).split()[:4] == ["word", "0", "word", "1"]
     assert split_text("", tokenizer, 74) == [[]]
-    assert len(split_text("x" * 4000, tokenizer, 74)) == 1
+    assert split_text("dog " * 74, tokenizer, 74) == [tokenizer.encode("dog") * 74]
     (mean, minimum), _ = captioner.similarities(
         captioner.encode_image(pictures(2)), [" ".join(words), "short"]
     )
     assert minimum < mean
+
+
+def test_a_text_without_spaces_is_scored_to_its_end(captioner):
+    tokenizer = ClipTokenizer()
+    text = "\u4e00\u53ea\u68d5\u8272\u7684\u72d7" * 20
+    for before in ("", "a dog "):
+        chunks = split_text(before + text, tokenizer, 74)
+        assert [i for chunk in chunks for i in chunk] == tokenizer.encode(before + text)
+        assert len(chunks) > 2 and max(map(len, chunks)) <= 74
+    _, last = split_text(text, tokenizer, len(tokenizer.encode(text)) - 1)
+    assert len(last) > 20  # no scrap of a token or two
+    features = captioner.encode_text([text, text + "\u732b", text[:60]])
+    assert len(np.unique(features.round(4), axis=0)) == 3
 
 
 def test_a_broken_row_fails_alone(captioner, monkeypatch):

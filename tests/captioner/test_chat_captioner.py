@@ -221,6 +221,36 @@ def test_judges_what_can_be_judged():
     assert make_caption(Answer("a dog", "stop")).num_tokens is None
 
 
+@pytest.mark.parametrize(
+    ("text", "status", "reason"),
+    [
+        ("I'm sorry, but I can't help with identifying people.", "failed", "boilerplate"),
+        ("As an AI language model, I cannot see images.", "failed", "boilerplate"),
+        ("**Caption:** A cat", "failed", "markup"),
+        ("- A cat\n- a dog", "failed", "markup"),
+        ("Leave out the background, the mood: a cat", "failed", "leak"),
+        ("<think>\nNo **cat**?\n</think>\n```\nA cat.\n```", "ok", ""),
+        ("A sign that says I'm sorry on a door.", "ok", ""),
+        ("\u72d7 on grass", "ok", ""),  # of other languages nothing is asked here
+    ],
+)
+def test_answers_that_are_no_captions_are_failures_to_be_looked_at(text, status, reason):
+    captioner = scripted(lambda q: Answer(text, "stop"))
+    (said,) = captioner.caption([b"1"], ["a"], ["short"])
+    assert (said["short"].status, said["short"].reason) == (status, reason)
+    assert said["short"].text == clean(text) != ""
+
+
+def test_a_row_says_why_a_caption_failed():
+    answers = iter([Answer("", "failed", "status 400: no"), Answer("a dog", "stop")] * 2)
+    stage = stage_of(scripted(lambda q: next(answers) if q.key else Answer("a", "stop")))
+    rows = stage(iter(samples(2))).to_pylist()
+    for row in rows:
+        assert (row["short_status"], row["short_reason"]) == ("failed", "status 400: no")
+        assert (row["long_status"], row["long_reason"]) == ("ok", None)
+        assert (row["status"], row["reason"]) == ("ok", None)  # the sample is not dropped
+
+
 HOSTILE = ["\ud800", "\x00\x01", "'; DROP TABLE captions; --", "\u202e" * 50, "\U0010ffff",
            "a" * 100_000, "<script>alert(1)</script>", '{"a": [1]}', "\n" * 1000]  # fmt: skip
 

@@ -33,6 +33,7 @@ BAD = {
     " ... ": ("empty", "empty"),
     "a woman in a dress " * 8: ("repetitive", "repetitive"),
     "A man on a horse.": ("lost", "failed"),
+    "A portrait of a woman in a blue dress.": ("lost", "failed"),  # of all that it was asked for
     "Text A and text B both show Lady Lovelace.": ("leak", "failed"),
     "The original caption names Lady Lovelace.": ("leak", "failed"),
     "Lady Lovelace offers detailed real-world knowledge.": ("leak", "failed"),
@@ -63,22 +64,27 @@ def test_what_the_captions_say_themselves_is_no_fault():
         "fused"
     )
     assert outcome("A \u5973 shirt, **SALE**.", pair=shirt) == "fused"
-    assert outcome("The image was sold as a white shirt.", pair=shirt) == "fused"
+    assert outcome("The image was a white shirt on SALE.", pair=shirt) == "fused"
+    same = Pair("1", "blue dress", "a woman in a blue dress")  # has no word of its own
+    assert outcome("A woman in a blue dress.", pair=same) == "fused"
     assert outcome("anything", pair=Pair("1", "...", "!")) == "fused"  # nothing could be lost
 
 
 def test_guards_refuse_few_fusions_that_other_models_wrote():
-    """Of CapsFusion's own, 3.6 % quote the prompt that they were made with; of the others 0.2 %."""
+    """Of CapsFusion's own, 3.6 % quote the prompt that they were made with, 1.5 % keep nothing that
+    only the original says; of the others 0.2 %."""
     rows = json.loads((real.data() / "text/capsfusion_10k.json").read_text())[::10]
-    leaks = others = 0
+    leaks = lost = others = 0
     for row in rows:
         pair = Pair("", row["laion_2b"], row["laion_coco"])
         found = outcome(row["capsfuion_official"], pair=pair)
         leaks += found == "leak"
-        others += found not in ("leak", "fused")
+        lost += found == "lost"
+        others += found not in ("leak", "lost", "fused")
     said = sum("real-world knowledge" in r["capsfuion_official"].lower() for r in rows)
     assert len(rows) == 1000
     assert 20 < said <= leaks <= 0.05 * len(rows)
+    assert lost <= 0.02 * len(rows)
     assert others <= 0.005 * len(rows)
 
 
@@ -159,6 +165,8 @@ def test_every_row_says_what_became_of_it():
     assert found[0]["caption_long"] == "a woman, number 0, known as Lovelace"
     assert (found[0]["long_finish"], found[0]["long_tokens"]) == ("stop", 7)
     assert found[7]["caption_long"] == "A boat."  # to be looked at
+    reasons = [r["long_reason"] for r in found]
+    assert reasons == [*[None] * 5, "no_image", "no_answer", "lost", None]
     assert found[1]["caption_long"] is None
     for before, after in zip(rows, found, strict=True):
         kept = ("key", "caption", "caption_status", "status", "reason")

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import fsspec
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from captioner.chat import Answer, Question, Usage
 from captioner.journal import Journal, Recorded, key_of, read, read_usage
+from pipeline import storage
 from pipeline.errors import UserError
 
 ANSWER = Answer("a dog", "stop", "", 7, 2)
@@ -228,6 +229,37 @@ def test_on_an_object_store_each_call_leaves_a_file(tmp_path):
     again = Model(Journal(folder))
     again.recorded.ask([question(k) for k in "abcde"])
     assert again.asked == ["e"]
+
+
+def test_an_upload_holds_up_no_answer_and_loses_none_where_it_fails(tmp_path, monkeypatch):
+    journal = Journal(f"memory://{tmp_path.name}/answers")
+    keys = [key_of(question(k), "m") for k in "abc"]
+    journal.keep(keys[0], "uid", ANSWER)
+    write, started, kept = storage.write_bytes, threading.Event(), threading.Event()
+
+    def fail(url: str, data: bytes) -> None:
+        started.set()
+        assert kept.wait(timeout=20)
+        raise OSError("the store is away")
+
+    monkeypatch.setattr(storage, "write_bytes", fail)
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(journal.flush, Usage())
+        assert started.wait(timeout=20)
+        with ThreadPoolExecutor(1) as other:
+            keeping = other.submit(journal.keep, keys[1], "uid", ANSWER)
+            done, _ = wait([keeping], timeout=5)
+            kept.set()
+        assert done
+        with pytest.raises(OSError, match="away"):
+            sending.result()
+    monkeypatch.setattr(storage, "write_bytes", write)
+    for key in (None, keys[2]):
+        if key:
+            journal.keep(key, "uid", ANSWER)
+        journal.flush(Usage())
+    files = storage.list_files(journal.folder, ".jsonl")
+    assert [[key for key, _, _ in read(url)] for url in sorted(files)] == [keys[:2], keys[2:]]
 
 
 def test_usage_of_all_processes_adds_up(tmp_path):

@@ -44,6 +44,10 @@ FAULTY = {
         "A dog. No text is visible.",
         "A dog. I hope this helps! Feel free to ask.",
         "Please provide the image.",
+        "As an AI language model, I cannot see images.",
+        "I'm very sorry, I can\u2019t comply with the dogs' owner.",
+        "Sorry, no description today.",
+        "A sign. I'm sorry, I can't make out the rest.",
     ],
     "leak": [
         "A dog, described within the word limit.",
@@ -76,6 +80,11 @@ FINE = [
     "The picture frame is golden.",
     "A note reads 'I'm sorry I'm late'.",
 ]
+SAID = [
+    "A sign that says I'm sorry above a door.",
+    "A shirt reading \u201cI cannot see you\u201d on a chair.",
+    "The word 'I'm sorry' in red on a wall.",
+]
 
 
 @pytest.mark.parametrize("text", STRIPPED)
@@ -102,6 +111,25 @@ def test_every_fault_has_examples():
 def test_lets_captions_pass(text):
     quoted = "A note reads 'I'm sorry I'm late'."
     assert fault(tidied(text), told("long"), source=quoted) == ""
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_what_a_thing_says_is_no_refusal(text):
+    assert fault(tidied(text), told("long")) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>\nThe image shows **a cat**.\n</think>\n\nA cat.", "A cat."),
+        ("It is a cat, I think.</think>A cat.", "A cat."),
+        ("<think></think>", ""),
+        ("<think>A cat.", "<think>A cat."),
+        ("A <think>cat</think>.", "A <think>cat</think>."),
+    ],
+)
+def test_thoughts_come_off(text, left):
+    assert tidied(text) == left
 
 
 def test_what_stands_in_the_source_is_no_fault():

@@ -239,6 +239,32 @@ def test_a_server_that_dies_ends_the_job(client):
                 answers.result()
 
 
+def test_a_client_that_was_idle_for_long_waits_for_a_server_as_any_other(client):
+    with ChatServer() as server:
+        asking = client(server, deadline_sec=20)
+        asking.ask(questions(1))
+        asking._heard -= 3600
+        server.stop()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(asking.ask, questions(1))
+            while not asking.usage.retries and not answer.done():
+                time.sleep(0.01)
+            server.start()
+            assert answer.result()[0].finish == "stop"
+
+
+def test_a_key_with_a_line_end_is_taken_and_a_broken_one_told(client, monkeypatch):
+    with ChatServer(key=KEY) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\r\n")
+        assert client(server).ask(questions(1))[0].finish == "stop"
+        assert server.asked[0].key == KEY
+        for inside in ("\n", "\x7f", "\udcff"):
+            monkeypatch.setenv("OPENAI_API_KEY", KEY[:5] + inside + KEY[5:])
+            with pytest.raises(UserError, match="OPENAI_API_KEY holds") as raised:
+                client(server)
+            assert KEY[:5] not in str(raised.value) and KEY[5:] not in str(raised.value)
+
+
 @pytest.mark.parametrize("fault", ["500", "html", "malformed", "cut"])
 def test_a_server_that_is_broken_ends_the_job(client, fault):
     with ChatServer(fault=lambda n: fault) as server:
@@ -373,3 +399,55 @@ def test_pauses_double_at_random_and_are_bounded(client):
     for tries, most in ((1, 0.5), (2, 1.0), (4, 4.0), (30, openai_client.LONGEST_PAUSE_SEC)):
         pauses = [asking._pause(trouble, tries) - 2 for _ in range(300)]
         assert 0 <= min(pauses) < 0.2 * most and 0.8 * most < max(pauses) <= most
+
+
+TOKENS = {
+    "message": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+    "Use 'max_completion_tokens' instead.",
+    "param": "max_tokens",
+    "code": "unsupported_parameter",
+}
+TEMPERATURE = {
+    "message": "Unsupported value: 'temperature' does not support 0 with this model. "
+    "Only the default (1) value is supported.",
+    "param": "temperature",
+    "code": "unsupported_value",
+}
+
+
+def picky(server: ChatServer, number: int) -> object:
+    """A model that takes neither max_tokens nor any temperature."""
+    body = server.asked[number].body
+    for name, error in (("max_tokens", TOKENS), ("temperature", TEMPERATURE)):
+        if name in body:
+            return {"status": 400, "data": {"error": error}}
+    return ""
+
+
+def test_learns_how_a_newer_model_wants_to_be_asked(client):
+    with ChatServer() as server:
+        server.fault = lambda number: picky(server, number)
+        asking = client(server, in_flight=1)
+        assert {answer.finish for answer in asking.ask(questions(5))} == {"stop"}
+        assert len(server.asked) == 7 and asking.usage.retries == 2
+        last = server.asked[-1].body
+        assert last["max_completion_tokens"] == questions(1)[0].max_tokens
+        assert not {"max_tokens", "temperature"} & set(last)
+        together = client(server, in_flight=8)
+        assert {answer.finish for answer in together.ask(questions(20))} == {"stop"}
+
+
+def test_does_not_leave_out_what_somebody_chose_nor_ask_for_ever(client):
+    with ChatServer() as server:
+        server.fault = lambda number: picky(server, number)
+        [answer] = client(server).ask([Question(key="a", text="what?", temperature=0.7)])
+        assert answer.finish == "failed" and "'temperature' does not support" in answer.reason
+        assert len(server.asked) == 2
+    stubborn = {"status": 400, "data": {"error": TOKENS}}
+    with ChatServer(fault=lambda number: stubborn) as server:
+        [answer] = client(server).ask(questions(1))
+        assert answer.finish == "failed" and len(server.asked) == 2
+    other = {"message": "max_tokens is too large: 9000", "param": "max_tokens"}
+    with ChatServer(fault=lambda number: {"status": 400, "data": {"error": other}}) as server:
+        assert client(server).ask(questions(1))[0].finish == "failed"
+        assert len(server.asked) == 1

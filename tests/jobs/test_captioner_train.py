@@ -87,10 +87,10 @@ def test_two_fine_tunes_of_one_base_share_its_bytes(taught):
 
 def test_the_record_tells_parent_data_and_settings(taught):
     record = json.loads((taught / "training.json").read_text())
-    assert record["parent"].startswith("sha256:")
     assert set(record["trainings"]) == {"short", "long"}
     short = record["trainings"]["short"]
-    assert short["parent"] == record["parent"] and short["settings"]["steps"] == 2
+    assert short["parent"] == record["trainings"]["long"]["parent"]
+    assert short["parent"].startswith("sha256:") and short["settings"]["steps"] == 2
     assert short["figures"]["images"] == 3 and short["figures"]["constant_cider"] >= 0
     assert record["trainings"]["long"]["figures"] == {}
     assert describe_captioner(str(taught)).decode["long"].max_tokens >= 15
@@ -138,6 +138,30 @@ def test_another_base_is_refused_before_any_step(data, taught, tiny_captioner, t
     with pytest.raises(UserError, match="another base"):
         captioner_train.run(settings(data, out, init=str(tiny_captioner)))
     assert before == {p: p.read_bytes() for p in out.iterdir() if p.is_file()}
+
+
+def test_a_base_in_its_place_is_not_the_one_that_it_began_from(data, tmp_path):
+    base = settings(data, tmp_path, "base", captions=str(data / "short.jsonl"), words=0)
+    captioner_train.run(base)
+    with pytest.raises(UserError, match="another base"):
+        captioner_train.run(settings(data, tmp_path))
+    with pytest.raises(UserError, match="would be overwritten"):
+        captioner_train.run(replace(base, init=str(tmp_path)))
+
+
+def test_what_a_killed_training_was_about_to_save_is_put_in_its_place(data, taught, tmp_path):
+    out = shutil.copytree(taught, tmp_path / "out", ignore=shutil.ignore_patterns("long"))
+    staged = out / "training" / "short" / "captioner"
+    staged.mkdir()
+    for file in [f for f in out.iterdir() if f.is_file() and f.name != ".lock"]:
+        shutil.copy(file, staged)
+    (out / "config.json").unlink()
+    (out / "long.safetensors").write_bytes(b"half")
+    captioner_train.run(settings(data, out, "long", init=str(out), lora=4))
+    assert load_captioner(str(out)).styles == ("short", "long")
+    assert not staged.exists()
+    same = [(f / "short.safetensors").read_bytes() for f in (out, taught)]
+    assert same[0] == same[1]
 
 
 @pytest.fixture

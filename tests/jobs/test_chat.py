@@ -170,6 +170,22 @@ def test_failures_are_rows_and_are_told_by_reason(raw, tmp_path, capsys):
     both = rows(tmp_path / "out", "00000") + rows(tmp_path / "out", "00001")
     statuses = Counter(row[f"{style}_status"] for row in both for style in ("short", "long"))
     assert statuses["failed"] == 16 and statuses.total() == 160
+    for row in both:
+        for style in ("short", "long"):
+            said = row[f"{style}_reason"]
+            assert (said == "finish reason 'content_filter'") == (row[f"{style}_status"] != "ok")
+        assert (row["status"], row["reason"]) == ("ok", None)
+
+
+def test_a_run_without_one_good_caption_says_so(raw, tmp_path, capsys):
+    with ChatServer(lambda asked: "I'm sorry, but I can't help with that.") as server:
+        given = arguments(raw, tmp_path / "out", server.name, styles="long", max_failed=1)
+        assert main(given) == 3
+    printed = capsys.readouterr()
+    assert "not one caption is ok" in printed.err and "80 ok" in printed.out
+    row = rows(tmp_path / "out", "00000")[0]
+    assert (row["long_status"], row["long_reason"]) == ("failed", "boilerplate")
+    assert row["caption_long"].startswith("I'm sorry") and row["short_status"] == "absent"
 
 
 def test_the_key_is_nowhere(raw, tmp_path, capfd, monkeypatch):
@@ -199,6 +215,19 @@ MISTAKES = {
         "bundled is told nothing",
     ),
     "top_k": ({"top_k": 5}, "top_k=5 is not possible with a chat model"),
+    "beams": ({"beams": 4}, "beams=4 is not possible with a chat model"),
+    "beams for the chat part": (
+        {"captioner": "short=bundled,long=openai:m@http://h/v1", "beams": 4, "styles": "long"},
+        "beams=4 is not possible with a chat model",
+    ),
+    "too long": (
+        {"captioner": "bundled", "long_tokens": 500},
+        "long max_tokens=500 exceeds its context",
+    ),
+    "too long for a part": (
+        {"captioner": "short=bundled,long=openai:m@http://h/v1", "short_tokens": 500},
+        "short max_tokens=500 exceeds its context",
+    ),
     "none in flight": ({"in_flight": 0}, "--in-flight 0 is not possible"),
     "no time": ({"deadline": 0}, "--deadline 0.0 is not possible"),
     "no picture": ({"image_side": 0}, "--image-side 0 is not possible"),
@@ -213,6 +242,17 @@ def test_a_mistake_is_one_line_with_its_remedy(mistake, raw, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error and "secret" not in error
     assert len(error.strip().splitlines()) == 2
+    assert not list(tmp_path.glob("out/**/run.json"))  # the run has not begun
+    assert main([*arguments(**given | settings), "--dry-run"]) == 2
+
+
+def test_what_searches_is_not_for_the_chat_part(raw, tmp_path, capsys):
+    captioner = "short=bundled,long=openai:m@http://127.0.0.1:9/v1"
+    given = arguments(raw, tmp_path / "out", captioner, beams=4, candidates=2, length_penalty=0.5)
+    assert main([*given, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "styles.short.beams = 4" in printed and "styles.short.candidates = 2" in printed
+    assert "styles.long.beams = 1" in printed and "styles.long.candidates = 1" in printed
 
 
 def test_interrupted_it_ends_though_the_server_hangs(raw, tmp_path):

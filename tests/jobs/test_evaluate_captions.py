@@ -1,7 +1,10 @@
 """make evaluate-captions: truth on rendered scenes, every way to give references, and clear refusals."""
 
+import hashlib
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from jobs.__main__ import main
 from pipeline import catalog, commit, manifest, runs, statistics
 from pipeline.commit import Record
+from pipeline.reading import read_samples
 from pipeline.runs import Run
 from pipeline.samples import uid_of
 from pipeline.scenes.captions import LONG, SHORT, long_caption, short_caption
@@ -206,6 +210,54 @@ def test_references_are_found_by_any_key(out: Path, tmp_path: Path, capsys):
     assert found[0]["cider", "long"] > 5 * found[0]["cider", "original"] > 0
     table = pq.read_table(out / "evaluations/true/metrics.parquet").to_pylist()
     assert {r["count"] for r in table if (r["metric"], r["style"]) == ("cider", "long")} == {20}
+
+
+def test_references_are_found_by_the_content_of_images_alone(out: Path, tmp_path: Path, capsys):
+    """By the hash of the bytes in the tar, or by that of what was fetched, which its .json tells."""
+    path = tmp_path / "people.jsonl"
+
+    def by(hashes: dict[str, str]) -> dict[tuple[str, str], float]:
+        rows = [{"sha256": hashes[r["key"]], "captions": r["captions"]} for r in people(out, "key")]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert evaluate(out, run="true", references=path) == 0
+        return figures(out, "true")
+
+    contents, sources = {}, {}
+    for shard in manifest.load(str(out)):
+        for sample in read_samples(shard):
+            contents[sample.key] = hashlib.sha256(sample.image).hexdigest()
+            sources[sample.key] = hashlib.sha256(sample.key.encode()).hexdigest()
+    wanted = by(contents)
+    tables = {file: pq.read_table(file) for file in (out / "shards").glob("*.parquet")}
+    for file, table in tables.items():
+        pq.write_table(table.drop_columns(["sha256"]), file)
+    found = by(contents)
+    assert found == wanted and found["captions", "reference"] == 40
+    printed = capsys.readouterr().out
+    assert "drift in style from the original captions" in printed
+    for i in range(2):
+        told = {key: {"sha256": value} for key, value in sources.items()}
+        add_json(out / f"shards/0000{i}.tar", told)
+    assert by(sources) == by(contents) == wanted
+    shutil.copy(out / "shards/00001.tar", out / "shards/00000.tar")
+    assert evaluate(out, run="true", references=path) == 2
+    assert "00000 holds other samples" in capsys.readouterr().err
+    tear(out)
+    shutil.copy(out / "shards/00001.tar", out / "shards/00000.tar")
+    assert evaluate(out, run="true", references=path) == 2
+
+
+def add_json(path: Path, told: dict[str, dict]) -> None:
+    """Packs a tar anew, with a .json beside every image."""
+    with tarfile.open(path) as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m in tar]
+    with tarfile.open(path, "w") as tar:
+        for key in dict.fromkeys(name.split(".")[0] for name, _ in members):
+            own = [(n, d) for n, d in members if n.startswith(key) and not n.endswith(".json")]
+            for name, data in [*own, (f"{key}.json", json.dumps(told[key]).encode())]:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
 
 
 def test_a_scorer_finds_what_the_captioner_did(out: Path, tiny: str):

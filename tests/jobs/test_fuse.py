@@ -105,6 +105,8 @@ def test_a_blend_takes_it_as_a_source_of_its_own(out, server):
                 assert text == fused_row["caption_long"]
             elif drawn == source:  # what was not fused falls back
                 assert not is_fused
+                has_long = plain[row["uid"]]["long_status"] == "ok"
+                assert (row["caption_source"] == "long") == has_long
                 assert row["caption_source"] in ("long", "short", "original")
             assert meta[mix.json_field(source)] == (fused_row["caption_long"] or "")
             assert meta["caption_long"] == (

@@ -108,3 +108,20 @@ def test_a_teacher_that_is_down_leaves_nothing_half_written(raw, tmp_path):
     assert "127.0.0.1:9" in e.value.message and "\n" not in e.value.message
     assert not list((tmp_path / "captions").rglob("*.parquet"))
     assert not (tmp_path / "captioner").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"init": "nosuchdir"},
+        {"init": "coca_tiny:random"},
+        {"lora": 4, "image_tower": "tuned"},
+        {"styles": "short,huge"},
+    ],
+)
+def test_what_cannot_be_taught_is_refused_before_a_teacher_is_asked(raw, teacher, tmp_path, more):
+    asked = dict(teacher[1].requests)
+    for dry_run in (True, False):
+        with pytest.raises(UserError):
+            teach.run(settings(raw, teacher, tmp_path, dry_run=dry_run, **more))
+    assert teacher[1].requests == asked and not list(tmp_path.iterdir())

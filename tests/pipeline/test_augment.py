@@ -24,9 +24,22 @@ def test_boxes_lie_inside_and_cover_enough():
         assert 1 / MOST_OBLONG - 0.02 <= (right - left) / (bottom - top) <= MOST_OBLONG + 0.02
 
 
-def test_an_image_too_oblong_for_any_crop_gives_its_middle():
-    left, top, right, bottom = _box(1000, 10, Draws(0), 0.9)
-    assert (top, bottom) == (0, 10) and right - left == 13 and left == 493
+@pytest.mark.parametrize(("width", "height"), [(500, 333), (333, 500), (1920, 1080), (1000, 100)])
+def test_oblong_images_lose_their_ends_by_chance(width, height):
+    boxes = {_box(width, height, Draws(step), 0.9) for step in range(60)}
+    short = min(width, height)
+    frame = short * short * MOST_OBLONG
+    assert len(boxes) > 20
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height
+        assert (right - left) * (bottom - top) >= 0.85 * frame
+        assert max(right - left, bottom - top) <= MOST_OBLONG * short + 1
+    starts = [box[0] if width > height else box[1] for box in boxes]
+    assert min(starts) < 0.2 * max(starts)
+
+
+def test_a_line_of_pixels_is_cut_too():
+    assert _box(1, 50, Draws(0), 0.9)[2] == 1 and _box(50, 1, Draws(0), 0.9)[3] == 1
 
 
 def test_the_pixels_are_those_of_the_image():

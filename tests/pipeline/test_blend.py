@@ -154,4 +154,25 @@ def test_what_stands_in_for_a_caption_that_is_not_usable():
     assert used(ORIGINAL, "long", "short") == "long"
     assert used("x.long", "short", ORIGINAL) == "short"  # synthetic before original
     assert used("x.long", ORIGINAL) == ORIGINAL
+    assert used("x.long", "short", "long", ORIGINAL) == "long"
+
+
+def test_what_stands_in_is_of_the_same_style_where_it_can_be():
+    fused = parse("colour-fused.long=0.9,original=0.1")
+    uid = next(uid for uid in UIDS if draw(fused, uid) != ORIGINAL)
+    for usable, wanted in (
+        ({"short", "long", ORIGINAL}, "long"),
+        ({"short", ORIGINAL}, "short"),
+        ({ORIGINAL}, ORIGINAL),
+    ):
+        assert choose(fused, uid, usable.__contains__, ("short", "long")).source == wanted
+    two = parse("a.short=0.1,b.long=0.3,c.long=0.6")
+    uid = next(uid for uid in UIDS if draw(two, uid) == "a.short")
+    assert choose(two, uid, {"b.long", "short"}.__contains__, ("short", "long")).source == "short"
+    assert choose(two, uid, {"b.long", "c.long"}.__contains__, ("short",)).source == "c.long"
+
+
+def test_nothing_stands_in_where_no_sample_is_synthetic():
+    asked = parse("x.long=0.5,long=0.3,original=0.2")
+    uid_for = {draw(asked, uid): uid for uid in UIDS[:200]}
     assert blend.choose(parse("0"), uid_for["long"], {"short"}.__contains__).source is None

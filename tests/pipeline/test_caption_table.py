@@ -40,7 +40,10 @@ def test_lists_of_captions_and_keys_of_shard_and_key(tmp_path):
         {"shard": "00001", "key": "1", "captions": []},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
-    assert said(tmp_path / "c.parquet") == (("shard || '/' || key",), {"00000/1": ["x", "y"]})
+    assert said(tmp_path / "c.parquet") == (
+        ("shard || '/' || key", "stem || '/' || key"),
+        {"00000/1": ["x", "y"]},
+    )
 
 
 def test_hashes_match_what_the_shard_holds_or_what_was_fetched(tmp_path):
@@ -90,6 +93,21 @@ def test_what_cannot_be_read_is_one_line_with_the_remedy(tmp_path, name, content
     with pytest.raises(UserError) as e:
         said(tmp_path / name)
     assert "CAPTIONS=" in e.value.message and "\n" not in e.value.message and e.value.hint
+
+
+def test_what_looks_like_a_time_or_a_number_stays_the_text_it_is(tmp_path):
+    rows = [
+        {"shard": "s", "key": "1:01", "caption": "12:31"},
+        {"shard": 7, "key": 8, "caption": "x"},
+    ]
+    assert said(lines(tmp_path / "c.jsonl", *rows))[1] == {"s/1:01": ["12:31"], "7/8": ["x"]}
+
+
+def test_a_caption_may_be_a_text_here_and_a_list_there_and_appear_late(tmp_path):
+    rows = [{"uid": f"{i}", "width": i} for i in range(30_000)]
+    rows += [{"uid": "a", "captions": "one"}, {"uid": "b", "captions": ["two", None, "three"]}]
+    rows += [{"uid": "c", "captions": {"no": "text"}}, {"uid": "d", "captions": None}]
+    assert said(lines(tmp_path / "c.jsonl", *rows))[1] == {"a": ["one"], "b": ["two", "three"]}
 
 
 def test_a_quote_in_a_name_is_only_a_quote(tmp_path):

@@ -142,3 +142,41 @@ def test_any_format_is_a_pair(shards, tmp_path):
     found = pairs.read(tmp_path / "pairs.parquet", "train").to_pylist()[0]
     data = storage.read_range(str(shards / "00000.tar"), found["offset"], found["size"])
     assert data == png(1) and found["captions"] == ["a png"]
+
+
+def test_captions_by_shard_mean_the_file_where_numbers_would_be_guessed(tmp_path):
+    for name in ("trees", "boats"):
+        write_tar(tmp_path / f"{name}.tar", [pair("1", len(name), name)])
+    lines = [{"shard": "trees", "key": "1", "caption": "a tree"}]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    urls = [str(tmp_path / "boats.tar"), str(tmp_path / "trees.tar")]
+    shards = manifest.register(str(tmp_path / "out"), urls, save=False)
+    table = CaptionTable(str(tmp_path / "c.jsonl"))
+    gather(Recipe(tuple(shards), "short", table, are_names_known=False), tmp_path / "p.parquet")
+    found = pairs.read(tmp_path / "p.parquet", "train").to_pylist()
+    assert [row["captions"] for row in found] == [["a tree"]]
+    assert found[0]["shard"] == shards[1].name
+
+
+def test_names_that_would_be_guessed_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "00000.tar", [pair("1", 1, "x")])
+        write_tar(tmp_path / folder / "trees.tar", [pair("1", 1, "x")])
+
+    def refused(names, line):
+        (tmp_path / "c.jsonl").write_text(json.dumps(line))
+        urls = [str(tmp_path / name) for name in names]
+        shards = manifest.register(str(tmp_path / "out"), urls, save=False)
+        table = CaptionTable(str(tmp_path / "c.jsonl"))
+        recipe = Recipe(tuple(shards), "short", table, are_names_known=False)
+        with pytest.raises(UserError) as e:
+            gather(recipe, tmp_path / "p.parquet")
+        return e.value.message
+
+    both = ("a/00000.tar", "b/00000.tar")
+    by_shard = {"shard": "00000", "key": "1", "caption": "said"}
+    assert "one file name" in refused(both, by_shard)
+    by_uid = {"uid": uid_of("00000", "1"), "caption": "said"}
+    assert "keyed by uid" in refused(("b/trees.tar",), by_uid)
+    assert not list(tmp_path.glob("*.parquet"))

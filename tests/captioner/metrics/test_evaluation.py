@@ -149,6 +149,26 @@ def test_captions_of_the_originals_do_not_drift_and_others_do():
     assert figures["openers", "short"][0] == figures["shared", "short"][0] == 1
 
 
+def test_drift_from_the_originals_is_told_beside_that_from_people():
+    rows = make_rows(60, references=3)
+    strange = [replace(r, captions=r.captions | {"short": "this image shows"}) for r in rows]
+    figures, _ = evaluate(strange, by_people=True)
+    plain, _ = evaluate(strange)
+    for name in ("first_words", "lengths", "words"):
+        for style in ("short", "long", "original"):
+            assert figures[f"js_{name}_from_originals", style] == plain[f"js_{name}", style]
+        assert figures[f"js_{name}", "long"] != figures[f"js_{name}_from_originals", "long"]
+        assert (f"js_{name}_from_originals", "reference") in figures
+    assert not any(name.endswith("originals") for name, _ in plain)
+    few = [
+        replace(r, captions={k: v for k, v in r.captions.items() if k != "original" or i < 20})
+        for i, r in enumerate(rows)
+    ]
+    figures, _ = evaluate(few, by_people=True)
+    assert ("js_words", "original") in figures
+    assert not any(name.endswith("originals") for name, _ in figures)
+
+
 def test_images_objects_and_truth():
     scene = draw_scene(LEVELS["B"], 1, 0, "train")
     east, north = np.array([1, 0], dtype=np.float32), np.array([0, 1], dtype=np.float32)

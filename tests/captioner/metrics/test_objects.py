@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from captioner.metrics.objects import Chair, Lexicon, chair, read_objects
@@ -107,3 +108,13 @@ def test_a_file_of_something_else_is_told(tmp_path: Path, text: str, message: st
     assert "\n" not in str(e.value)
     with pytest.raises(UserError, match="does not exist"):
         read_objects(str(tmp_path / "nothing.json"))
+
+
+def test_a_folder_is_told_and_no_secret_is(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_objects(str(tmp_path))
+    fsspec.filesystem("memory").pipe("/user:hunter2@objects-list.json", b"[]")
+    for name, why in (("nothing.json", "does not exist"), ("objects-list.json", "list indices")):
+        with pytest.raises(UserError, match=why) as e:
+            read_objects(f"memory://user:hunter2@{name}")
+        assert "hunter2" not in str(e.value) and name in str(e.value)
