@@ -51,7 +51,7 @@ _BOILERPLATE = re.compile(
     r"\bi (?:cannot|can not|can't|can\u2019t|could not|couldn't|do not|don't|don\u2019t) "
     r"(?:see|view|identify|describe|provide|assist|help|have|determine|access|process|recogni[sz]e|"
     r"comply|fulfil+|caption|generate|continue)\b|"
-    r"\A(?:sorry\b|my apologies\b)|\bi (?:apologi[sz]e|must decline)\b|"
+    r"(?m:^)(?:sorry\b|my apologies\b)|\bi (?:apologi[sz]e|must decline)\b|"
     rf"\b{_PICTURE} (?:does not|doesn't|doesn\u2019t) (?:contain|include|show|have|feature|provide) "
     r"(?:any|enough|other|much)\b|"
     r"\bdoes not contain any\b|"
@@ -78,7 +78,7 @@ _SAYING = re.compile(
     r"\b(?:says?|saying|said|reads?|reading|written|titled|label+ed)\b[^.!?]{0,40}\Z", re.IGNORECASE
 )
 _QUOTED = re.compile(
-    r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|\u201c[^\u201d]*\u201d|\u2018[^\u2019]*\u2019"
+    r"\"[^\"]*\"|(?<!\w)'(?:[^']|(?<=\w)'(?=\w))*'(?!\w)|\u201c[^\u201d]*\u201d|\u2018[^\u2019]*\u2019"
 )
 _WRAPPINGS = (('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("\u2018", "\u2019"))
 _WORD = re.compile(r"[^\W_]+")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import duckdb
 
+from pipeline import storage
 from pipeline.caption_table import CaptionTable
 from pipeline.errors import UserError
 
@@ -51,5 +52,5 @@ def read_references(spec: str) -> References:
             ) from error
         captions = dict(connection.sql("SELECT k, captions FROM said").fetchall())
     if not captions:
-        raise UserError(f"REFERENCES={spec} holds no captions", "give another file")
+        raise UserError(f"REFERENCES={storage.public(spec)} holds no captions", "give another file")
     return References(captions, _FIELDS[named_by[0]])

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from captioner.checkpoint import load_checkpoint
-from captioner.decode import decode
+from captioner.decode import MIN_ROWS, decode
 from captioner.fused import Layout
 from captioner.settings import DecodeSettings
-from captioner.writer import Caches
-from tests.captioner.models import make_encoder, make_peer, make_writer
+from captioner.writer import Caches, Writer
+from tests.captioner.models import WORDS, make_encoder, make_peer, make_writer
 
 FORBIDDEN = [0, 49406, 49407]
 
@@ -108,6 +108,25 @@ def test_captions_do_not_depend_on_the_batch(tiny, tiny_writer, tiny_images):
         assert [row.finish for row in other] == finishes
         # To the bit: a single row would be computed by another kernel, and is given company.
         assert [row.logprobs for row in other] == [row.logprobs for row in whole]
+
+
+def test_images_that_are_done_leave_but_no_row_is_ever_alone(worded_writer, worded_images):
+    sizes = []
+
+    class Watched(Writer):
+        def step(self, ids, *rest):
+            sizes.append(len(ids))
+            return super().step(ids, *rest)
+
+    watched = Watched(worded_writer.text, worded_writer.decoder)
+    settings = DecodeSettings(max_tokens=40)
+    keys = [str(i) for i in range(24)]
+    lengths = [
+        len(row.logprobs) for row in decode(watched, WORDS, worded_images, keys, "short", settings)
+    ]
+    left = [sum(length > t for length in lengths) for t in range(max(lengths))]
+    assert sizes == [max(MIN_ROWS, num) for num in left]
+    assert left[-1] == 1 and len(set(left)) > 5
 
 
 def test_sampled_captions_belong_to_their_key(tiny, tiny_writer, tiny_images):

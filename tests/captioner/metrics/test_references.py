@@ -41,7 +41,7 @@ def test_lists_of_captions(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"name": "u1", "caption": "a"}], "has the columns name, caption"),
+        ([{"name": "u1", "caption": "a"}], "has the columns caption, name"),
         ([{"uid": "u1", "text_": "a"}], "has the columns"),
         ([{"uid": "u1", "caption": ""}], "holds no captions"),
     ],
