@@ -90,7 +90,8 @@ class DerivedWork(SidecarWork):
     def _rows(self, shard: Shard, limit: int | None, lost: frozenset[int]) -> list[dict]:
         url = self._source_url(shard)
         try:
-            found = commit.sidecar_rows(url, self.stage.schema.names)
+            needed = [name for name in self.stage.schema.names if name != "image_embedding"]
+            found = commit.sidecar_rows(url, needed)
             rows = list(itertools.islice(found, limit))
         except (OSError, pa.ArrowException) as e:
             raise BadShard(f"{url} is damaged: delete it and make it again") from e

@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from captioner.config import model_config
-from captioner.decode import find, search_of
+from captioner.decode import Batch, find, search_of
 from captioner.fused import Layout
 from captioner.graphs import Graphs, Step, bucket, room_for
 from captioner.settings import DecodeSettings
 from captioner.writer import Writer
-from tests.captioner.models import WORDS, make_writer
+from tests.captioner.models import WORDS, make_writer, worded_model
 
+CUDA = torch.device("cuda")
 SETTINGS = (
     DecodeSettings(max_tokens=40),
     DecodeSettings(max_tokens=40, temperature=1.0, candidates=3),
@@ -131,6 +135,35 @@ def test_sizes():
     assert rooms == sorted(rooms) and all(r >= tokens for tokens, r in enumerate(rooms, start=1))
     assert set(rooms) == {16, 32, 64, 128, 192}
     assert {room_for(tokens, 30) for tokens in range(1, 31)} == {16, 32}
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses what a captured step must not do: leave the device, or wait for it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.name(), kwargs or {}
+        assert "local_scalar" not in name and "nonzero" not in name, name
+        tensors = [value for value in args if isinstance(value, torch.Tensor)]
+        devices = {value.device.type for value in tensors if value.dim()}
+        assert devices <= {"cuda"} and kwargs.get("device", CUDA).type == "cuda", (name, devices)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=("fp32", "bf16"))
+@pytest.mark.parametrize("settings", SETTINGS, ids=("greedy", "samples", "beams"))
+def test_a_step_can_be_captured(settings, dtype):
+    """On tensors without values that claim to be on a GPU: every step's work stays there."""
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        writer = make_writer(worded_model(), model_config("coca_tiny"), Layout("cuda", dtype))
+        images = torch.empty(8, 15, 64, dtype=dtype, device=CUDA)
+        search = search_of(WORDS, "short", settings)
+        batch = Batch(writer, search, images, [str(i) for i in range(8)])
+        shapes = {name: values.shape for name, values in batch.rows.items()}
+        with OneDevice():
+            search.step(writer, batch.caches, batch.rows, batch.position)
+        batch.keep([0, 3, 7], 2)
+    for name, values in batch.rows.items():
+        assert values.device.type == "cuda" and values.shape == (3, *shapes[name][1:])
 
 
 @pytest.mark.gpu
