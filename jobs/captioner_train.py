@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.pairs import Gathered
     from pipeline.pairs import Recipe as PairsRecipe
 
-MEASURED = 20_000  # captions whose length decides context and decoding
+MEASURED = 20_000  # samples, from all over, whose captions decide words, context and decoding
 WATCHED = 256  # held-out pairs whose loss is written during training
 
 
@@ -158,6 +158,8 @@ def _tell(gathered: "Gathered") -> None:
 
 
 def _train(config: CaptionerTrain, recipe: "PairsRecipe", work: Path, group: "Ranks") -> None:
+    import pyarrow as pa
+
     from captioner import start as starts
     from captioner.load import Style
     from captioner.pair_examples import PairExamples, fixed_examples
@@ -165,7 +167,9 @@ def _train(config: CaptionerTrain, recipe: "PairsRecipe", work: Path, group: "Ra
     from pipeline import pairs
 
     table = pairs.read(work / "pairs.parquet", "train")
-    texts = [t for row in table["captions"].slice(0, MEASURED).to_pylist() for t in row][:MEASURED]
+    every = pa.array(range(0, len(table), -(-len(table) // MEASURED)))
+    spread = table["captions"].take(every)
+    texts = [text for captions in spread.to_pylist() for text in captions]
     start = starts.begin(
         config.init, texts, model=config.model, words=config.words, seed=config.seed
     )
@@ -196,15 +200,19 @@ def _train(config: CaptionerTrain, recipe: "PairsRecipe", work: Path, group: "Ra
         "words": start.tokenizer.size,
         "crop": config.crop,
     }
-    teaching = _Teaching(
+    plan = _Plan(
+        start,
+        context,
         (examples, len(examples), start.tokenizer, context, start.base.mean, start.base.std),
         {
             "optimizer": "adamw" if config.lora else preset.optimizer,
             "held_out": fixed_examples(held_out, size, WATCHED),
         },
+        settings,
+        about,
+        work,
     )
-    train = _pretrain if config.style == "base" else _fine_tune
-    checkpoint = train(config, start, context, teaching, settings, about, work)
+    checkpoint = (_pretrain if config.style == "base" else _fine_tune)(config, plan)
     style = next(iter(checkpoint.stacks))
     checkpoint.styles[style] = Style(context, starts.decoding_for(config.style, ids, context))
     record = about | {"settings": asdict(settings), "shards": len(recipe.shards)}
@@ -212,59 +220,50 @@ def _train(config: CaptionerTrain, recipe: "PairsRecipe", work: Path, group: "Ra
 
 
 @dataclass(frozen=True)
-class _Teaching:
-    """What both kinds of training are built from, behind the model."""
+class _Plan:
+    """What both kinds of training are made of."""
 
-    arguments: tuple
+    start: "Start"
+    context: int
+    arguments: tuple  # of the task, behind the model
     options: dict
+    settings: "Fit"
+    about: dict  # what decides the task, for fit.json
+    work: Path
 
 
-def _pretrain(
-    config: CaptionerTrain,
-    start: "Start",
-    context: int,
-    teaching: _Teaching,
-    settings: "Fit",
-    about: dict,
-    work: Path,
-) -> "Checkpoint":
+def _pretrain(config: CaptionerTrain, plan: _Plan) -> "Checkpoint":
     """The base; until it has fine-tunes, it writes the short captions itself."""
     from captioner import start as starts
     from captioner.checkpoint import base_stack
     from captioner.training import Pretraining
     from jobs.fit import fit
 
-    checkpoint = starts.grow_base(start, context, config.seed)
+    checkpoint = starts.grow_base(plan.start, plan.context, config.seed)
     weights = {"contrastive": config.contrastive, "captioning": config.captioning}
-    task = Pretraining(checkpoint.base, *teaching.arguments, **weights, **teaching.options)
-    fit(task, settings, work, about | weights)
+    task = Pretraining(checkpoint.base, *plan.arguments, **weights, **plan.options)
+    fit(task, plan.settings, plan.work, plan.about | weights)
     checkpoint.base.cpu().eval().requires_grad_(False)
     return replace(checkpoint, stacks={"short": base_stack(checkpoint.base)})
 
 
-def _fine_tune(
-    config: CaptionerTrain,
-    start: "Start",
-    context: int,
-    teaching: _Teaching,
-    settings: "Fit",
-    about: dict,
-    work: Path,
-) -> "Checkpoint":
+def _fine_tune(config: CaptionerTrain, plan: _Plan) -> "Checkpoint":
     """One style, on the frozen base or with an image tower of its own."""
     from captioner import start as starts
     from captioner.lora import LoraModel
     from captioner.training import FineTuning, StyleModel
     from jobs.fit import fit
 
+    start, context = plan.start, plan.context
     base = start.base.base
     tunes_images = config.image_tower == "tuned"
     stack = starts.style_stack(start, context, tunes_images=tunes_images, seed=config.seed)
     model = StyleModel(base.visual, stack)
     if config.lora:
         model = LoraModel(model, config.lora, whole=_grown(start, context), seed=config.seed)
-    task = FineTuning(model, *teaching.arguments, **teaching.options)
-    fit(task, settings, work, about | {"image_tower": config.image_tower, "lora": config.lora})
+    task = FineTuning(model, *plan.arguments, **plan.options)
+    about = plan.about | {"image_tower": config.image_tower, "lora": config.lora}
+    fit(task, plan.settings, plan.work, about)
     stack = model.merged() if config.lora else stack
     base.cpu().eval()
     words = {config.style: start.tokenizer} if start.has_new_words else {}
