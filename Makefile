@@ -118,7 +118,8 @@ pins: $(READY)  ## Resolve pyproject.toml anew into requirements/*.txt
 	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-emit-index-url --no-emit-find-links requirements/uv.in -o requirements/uv.txt
 	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
-	  --no-emit-index-url --no-emit-find-links --extra dev --extra s3 pyproject.toml -o requirements/lock.txt
+	  --no-emit-index-url --no-emit-find-links --override requirements/overrides.txt \
+	  --extra dev --extra s3 --extra crawl --extra faces pyproject.toml -o requirements/lock.txt
 	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-emit-index-url --no-emit-find-links --override requirements/vllm-overrides.txt \
 	  --extra dev pyproject.toml requirements/vllm.in -o requirements/vllm.txt
@@ -126,17 +127,17 @@ pins: $(READY)  ## Resolve pyproject.toml anew into requirements/*.txt
 clean:       ## Remove .venv and caches
 	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache
 
+# Pins are installed without resolving anew: the overrides that made them are not in the files.
 $(READY): requirements/lock.txt requirements/uv.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "recaption needs Python 3.11 or newer; give one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@echo "making $(VENV), once"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --require-hashes -r requirements/lock.txt
+	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --no-deps --require-hashes -r requirements/lock.txt
 	@$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Without resolving anew: the overrides that made these pins are not in the file.
 $(VLLM_READY): requirements/vllm.txt | $(READY)
 	@echo "making $(VLLM_VENV), once"
 	@$(VENV)/bin/uv venv -q --clear --python $(VENV)/bin/python $(VLLM_VENV)
