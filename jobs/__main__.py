@@ -8,6 +8,17 @@ if TYPE_CHECKING:
     from collections import Counter
 
 VERBS = {
+    "curate": ("jobs.curate", "Curate", "crawl, annotate, dedup, select, recaption, mix, stats"),
+    "crawl": ("jobs.crawl", "Crawl", "fetch the images of URL lists into raw shards"),
+    "crawl-retry": ("jobs.crawl_retry", "CrawlRetry", "fetch again what failed but may succeed"),
+    "import": ("jobs.import_dataset", "ImportDataset", "turn a `datasets` set into raw shards"),
+    "reshard": ("jobs.reshard", "Reshard", "write balanced shards of what a keep-list keeps"),
+    "annotate": ("jobs.annotate", "Annotate", "measure images and texts: a column for everything"),
+    "dedup": ("jobs.dedup", "Dedup", "find exact, near and semantic duplicates"),
+    "select": ("jobs.select_samples", "SelectSamples", "choose samples by SQL into a keep-list"),
+    "keep-export": ("jobs.keep_export", "KeepExport", "a keep-list as a DataComp uid file"),
+    "keep-import": ("jobs.keep_import", "KeepImport", "a DataComp uid file as a keep-list"),
+    "takedown": ("jobs.takedown", "TakeDown", "remove samples everywhere, and keep them out"),
     "recaption": (
         "jobs.recaption",
         "Recaption",

@@ -17,11 +17,14 @@ _MOST_FAILED_SHARDS = 20
 _FIRST = ("caption_status", *(f"{style}_status" for style in STYLES), "source", "fallback")
 
 
-def print_plan(run: Run, shards: list[Shard], summary: Summary, how: "Execution") -> None:
+def print_plan(
+    together: list[Run], shards: list[Shard], summary: Summary, how: "Execution"
+) -> None:
     """For --dry-run: settings, what is done, what would run."""
-    print(f"{run.title}  ->  {run.folder}")
-    for key, value in sorted(flat(run.config).items()):
-        print(f"  {key} = {value}")
+    for run in together:
+        print(f"{run.title}  ->  {run.folder}")
+        for key, value in sorted(flat(run.config).items()):
+            print(f"  {key} = {value}")
     print(f"  {len(shards)} shards: {summary.reused} done, {len(shards) - summary.reused} to do")
     for shard in shards[:5]:
         size = f"{shard.size} bytes" if shard.size else f"{shard.samples} samples"
@@ -31,10 +34,10 @@ def print_plan(run: Run, shards: list[Shard], summary: Summary, how: "Execution"
     print(f"  executor = {how.executor}, workers = {how.workers or 'all cores'}")
 
 
-def print_summary(run: Run, summary: Summary, seconds: float) -> None:
+def print_summary(title: str, summary: Summary, seconds: float) -> None:
     """The accounting table; every sample that came in is in one of its numbers."""
     status = summary.totals.get("status", Counter())
-    print(run.title)
+    print(title)
     print(
         f"  shards    {summary.planned} planned = {summary.fresh} done now in {seconds:.1f} s"
         f" + {summary.reused} done before"
@@ -45,7 +48,7 @@ def print_summary(run: Run, summary: Summary, seconds: float) -> None:
     verdicts = [f"{status[OK]} ok", *(f"{n} {r}" for r, n in _ranked(reasons))]
     print(f"  samples   {summary.samples} in = {' + '.join(verdicts)}")
     if summary.samples != status[OK] + reasons.total():
-        raise RuntimeError(f"{run.folder}: the accounting does not add up: {summary.totals}")
+        raise RuntimeError(f"{title}: the accounting does not add up: {summary.totals}")
     for column in sorted(summary.totals, key=_place):
         if column in ("status", "reason"):
             continue

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from jobs.job import Execution, execute, require, say
+from jobs.planned import learn, limited, registered
 from jobs.usage import usage_told
 
 if TYPE_CHECKING:
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from captioner.load import CaptionerInfo
     from captioner.settings import DecodeSettings
     from jobs.runner import Summary
-    from pipeline.manifest import Shard
 
 KIND = "captions"
 ANSWERS = "answers"
@@ -86,7 +86,7 @@ def run(config: Caption, urls: list[str] | None = None) -> "Summary":
     """
     from captioner.load import describe_captioner
     from captioner.stage import CaptionStage
-    from pipeline import manifest, specs, storage
+    from pipeline import specs, storage
     from pipeline.runs import Run
     from pipeline.stage import SidecarWork
 
@@ -100,13 +100,7 @@ def run(config: Caption, urls: list[str] | None = None) -> "Summary":
     decode = _decode(config, info, styles)
     device = _device(config)
     urls = specs.expand(config.shards) if urls is None else urls
-    if config.dry_run:
-        shards = manifest.register(out, urls, save=False)
-    else:
-        storage.require_writable(out)
-        with storage.exclusive(out, wait=True):
-            shards = manifest.register(out, urls)
-    shards = limited(shards, config.limit)
+    shards = limited(registered(out, urls, save=not config.dry_run), config.limit)
     settings = {
         "captioner": info.name,
         "weights": info.weights,
@@ -145,8 +139,7 @@ def run(config: Caption, urls: list[str] | None = None) -> "Summary":
             gpu=device == "cuda",
         )
     if not config.dry_run:
-        with storage.exclusive(out, wait=True):
-            manifest.learn(out, _learned(summary))
+        learn(out, summary)
     return summary
 
 
@@ -179,28 +172,6 @@ def chosen_styles(text: str, info: "CaptionerInfo") -> tuple[str, ...]:
             "ask for what it has, or compose two: CAPTIONER='short=<name>,long=<name>'",
         )
     return styles
-
-
-def limited(shards: "list[Shard]", limit: int) -> "list[Shard]":
-    """The first shards that together hold `limit` samples, the last of them read in part."""
-    from pipeline.errors import UserError
-    from pipeline.reading import BadShard, count_samples
-
-    if limit <= 0:
-        return shards
-    chosen = []
-    for shard in shards:
-        try:
-            count = count_samples(shard, stop=limit)
-        except BadShard as e:
-            raise UserError(
-                f"LIMIT={limit}: {e}", "leave that shard out, or run without LIMIT"
-            ) from e
-        chosen.append(replace(shard, limit=limit))
-        limit -= count
-        if limit <= 0:
-            break
-    return chosen
 
 
 def _decode(
@@ -316,12 +287,3 @@ def _device(config: Caption) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _learned(summary: "Summary") -> dict[str, dict]:
-    """What reading taught about whole shards, for the manifest."""
-    return {
-        name: {"sha256": shard["sha256"] or None, "samples": record.counts["samples"]}
-        for name, record in summary.records.items()
-        if (shard := record.inputs["shard"])["limit"] is None
-    }

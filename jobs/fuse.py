@@ -48,7 +48,7 @@ def run(config: Fuse) -> "Summary":
     from captioner.chat import folder_name, parse_name
     from captioner.fusion import FusionStage
     from pipeline import runs, storage
-    from pipeline.derived import DerivedWork
+    from pipeline.derived import DerivedWork, Source
     from pipeline.runs import Run
 
     out = storage.absolute(config.out)
@@ -79,11 +79,12 @@ def run(config: Fuse) -> "Summary":
         "limit": config.limit,
     }
     work = Run(out=out, kind=KIND, name=run_name(config), config=recorded)
+    needed = tuple(name for name in stage.schema.names if name != "image_embedding")
     shards = _limited(_planned(out, source["shards"]), out, config)
     with usage_told({} if config.dry_run else {model.public: journal}):
         try:
             return execute(
-                DerivedWork(stage, config.captions, work),
+                DerivedWork(stage, [Source(KIND, config.captions, needed)], work),
                 work,
                 shards,
                 replace(config, workers=config.workers or 1),

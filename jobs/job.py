@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -59,29 +59,44 @@ class Stopped(Exception):
 
 
 def execute(
-    work: "Work", run: "Run", shards: Iterable["Shard"], how: Execution, *, threads: int, gpu: bool
+    work: "Work",
+    run: "Run | Sequence[Run]",
+    shards: Iterable["Shard"],
+    how: Execution,
+    *,
+    threads: int,
+    gpu: bool,
 ) -> "Summary":
-    """Does what is left to do of a run, prints its accounting, and returns its summary."""
+    """Does what is left to do of a run, prints its accounting, and returns its summary.
+
+    run: several, all of one kind, where the work writes to all of them at once.
+    """
     from jobs import accounting
     from jobs.progress import Progress
     from jobs.runner import Runner, Systemic, find_done
     from pipeline import catalog, runs, storage
 
     shards = list(shards)
+    together = list(run) if isinstance(run, Sequence) else [run]
+    title = " and ".join(r.title for r in together)
     if how.dry_run:
-        before = runs.load(run.out, run.kind, run.name)
-        if before:
-            runs.refuse_other_config(run, before["config"])
+        for r in together:
+            before = runs.load(r.out, r.kind, r.name)
+            if before:
+                runs.refuse_other_config(r, before["config"])
         summary = find_done(work, shards)
-        accounting.print_plan(run, shards, summary, how)
+        accounting.print_plan(together, shards, summary, how)
         return summary
-    storage.require_writable(run.folder)
-    with storage.exclusive(run.folder):
-        for change in runs.begin(run, (s.name for s in shards)):
-            print(f"note: environment of {run.title} changed: {change}")
-        storage.remove_temporaries(run.folder)
+    for r in together:
+        storage.require_writable(r.folder)
+    with ExitStack() as locks:
+        for r in together:
+            locks.enter_context(storage.exclusive(r.folder))
+            for change in runs.begin(r, (s.name for s in shards)):
+                print(f"note: environment of {r.title} changed: {change}")
+            storage.remove_temporaries(r.folder)
         summary = find_done(work, shards)
-        progress = Progress(run.title, summary)
+        progress = Progress(title, summary)
         start = time.monotonic()
         executor = _executor(work, how, threads, gpu, len(shards) - summary.reused)
         runner = Runner(
@@ -91,9 +106,10 @@ def execute(
             with _interruptible():
                 runner.run()
         except Systemic as e:
+            folders = " and ".join(r.folder for r in together)
             raise Stopped(
                 f"stopped after {len(summary.records)} of {summary.planned} shards: {e}; "
-                f"mend the cause and delete {run.folder}, or allow it with a higher --max-failed"
+                f"mend the cause and delete {folders}, or allow it with a higher --max-failed"
             ) from None
         except KeyboardInterrupt:
             done, planned = len(summary.records), summary.planned
@@ -102,9 +118,10 @@ def execute(
             ) from None
         finally:
             progress.close()
-        accounting.print_summary(run, summary, time.monotonic() - start)
-        accounting.write_failures(run, summary)
-    catalog.refresh(run.out)
+        accounting.print_summary(title, summary, time.monotonic() - start)
+        for r in together:
+            accounting.write_failures(r, summary)
+    catalog.refresh(together[0].out)
     return summary
 
 

@@ -4,8 +4,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.caption import limited
 from jobs.job import Execution, execute, require, say
+from jobs.planned import limited
 
 if TYPE_CHECKING:
     from jobs.runner import Summary

@@ -44,10 +44,9 @@ _RUNS = {
     "environment": "JSON",
     "shards": "VARCHAR[]",
 }
-_RUN_AND_SHARD = (
-    "split_part(filename, '/', -2) AS run, "
-    "regexp_replace(split_part(filename, '/', -1), '[.]parquet$', '') AS shard"
-)
+_SHARD = "regexp_replace(split_part(filename, '/', -1), '[.]parquet$', '') AS shard"
+_RUN_AND_SHARD = f"split_part(filename, '/', -2) AS run, {_SHARD}"
+_COLUMN_RUN = re.compile(r"[a-z_]+@[^*?\[]+")  # <stage>@<model>
 _EVALUATION = "split_part(filename, '/', -2) AS evaluation"
 
 
@@ -99,7 +98,7 @@ def _searched(connection: duckdb.DuckDBPyConnection, out: str, folder: Path) -> 
 def _create_views(connection: duckdb.DuckDBPyConnection, out: str, prefix: str) -> None:
     for name, body in _views(out, prefix).items():
         try:
-            connection.execute(f"CREATE OR REPLACE VIEW {name} AS {body}")
+            connection.execute(f"CREATE OR REPLACE VIEW {_identifier(name)} AS {body}")
         except (duckdb.InvalidInputException, duckdb.BinderException) as e:  # of the first file
             why = " ".join(str(e).split())
             raise UserError(f"OUT={out}: no view of {name}: {why}", "make that file again") from e
@@ -113,7 +112,7 @@ def _views(out: str, prefix: str) -> dict[str, str]:
         files = _empty(schema, {"filename": "VARCHAR"})
         return f"SELECT {columns} FROM ({files})"
 
-    return {
+    fixed = {
         "shards": over(manifest.FILE, SHARDS, _names(SHARDS)),
         "captions": over("captions/*/*.parquet", CAPTIONS, f"{_RUN_AND_SHARD}, {_names(CAPTIONS)}"),
         "keep": over("keep/*/*.parquet", KEEP, f"{_RUN_AND_SHARD}, {_names(KEEP)}"),
@@ -135,6 +134,48 @@ def _views(out: str, prefix: str) -> dict[str, str]:
         "caption_texts": " UNION ALL ".join([_ORIGINALS, *map(_synthetic, STYLES)]),
         "runs": _runs(out, prefix),
     }
+    return fixed | _stages(out, prefix)
+
+
+def _stages(out: str, prefix: str) -> dict[str, str]:
+    """What annotators wrote, with their own columns: `"clip@ViT-B-32"`, one view for each run;
+    `clip`, all runs of that stage with their `model`; and `annotations`, everything in one row per
+    sample, of the stages that have but one run."""
+    views, stages = {}, {}
+    for run in _column_runs(out):
+        files = _quoted(f"{prefix}columns/{run}/*.parquet")
+        views[run] = f"SELECT {_SHARD}, * FROM read_parquet({files})"
+        stages.setdefault(run.split("@")[0], []).append(run)
+    for stage, of_it in stages.items():
+        models = [(_quoted(run.partition("@")[2]), _identifier(run)) for run in of_it]
+        views[stage] = " UNION ALL BY NAME ".join(
+            f"SELECT {model} AS model, * FROM {run}" for model, run in models
+        )
+    single = {stage: runs[0] for stage, runs in stages.items() if len(runs) == 1}
+    return views | ({"annotations": _annotations(single)} if single else {})
+
+
+def _annotations(single: dict[str, str]) -> str:
+    identity = "uid, key, shard, status, reason"
+    own = ", ".join(
+        f"{s}.* EXCLUDE ({identity}), {s}.status AS {s}_status, {s}.reason AS {s}_reason"
+        for s in single
+    )
+    joins = " ".join(
+        f"LEFT JOIN {_identifier(run)} AS {s} USING (uid)" for s, run in single.items()
+    )
+    samples = "SELECT uid, min(key) AS key, min(shard) AS shard FROM columns GROUP BY uid"
+    return f"SELECT sample.uid, sample.key, sample.shard, {own} FROM ({samples}) AS sample {joins}"
+
+
+def _column_runs(out: str) -> list[str]:
+    """The runs of columns that hold anything, by name."""
+    if storage.is_local(out):
+        found = {path.parent.name for path in Path(out).glob("columns/*/*.parquet")}
+    else:
+        fs, path = url_to_fs(storage.join(out, "columns/*/*.parquet"))
+        found = {file.rsplit("/", 2)[-2] for file in fs.glob(path)}
+    return sorted(run for run in found if _COLUMN_RUN.fullmatch(run))
 
 
 _SAMPLES = """
@@ -193,6 +234,10 @@ def _names(schema: pa.Schema) -> str:
 def _literal(path: str) -> str:
     """A path in which DuckDB sees no pattern."""
     return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _quoted(text: str) -> str:

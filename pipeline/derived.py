@@ -1,8 +1,8 @@
-"""Work from sidecar to sidecar: the rows of one caption run become a run of their own; no image is read."""
+"""Work from sidecar to sidecar: rows of other runs become a run of their own; no image is read."""
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -12,6 +12,21 @@ from pipeline.manifest import Shard
 from pipeline.reading import BadShard
 from pipeline.runs import Run
 from pipeline.stage import SidecarWork
+
+_VERBS = {"captions": "caption", "columns": "annotate"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run whose sidecars are read, and the columns that are needed of it."""
+
+    kind: str  # captions | columns
+    run: str
+    columns: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind}/{self.run}"
 
 
 class RowStage(Protocol):
@@ -24,20 +39,20 @@ class RowStage(Protocol):
     @property
     def environment(self) -> dict: ...
 
-    def __call__(self, rows: Iterable[Mapping]) -> tuple[pa.Table, dict[str, dict[str, int]]]:
-        """One row for every row, in order; and counts: column -> value -> rows."""
+    def __call__(self, *sources: Iterable[Mapping]) -> tuple[pa.Table, dict[str, dict[str, int]]]:
+        """One row for every row of the sources, in order; and counts: column -> value -> rows."""
 
 
 class DerivedWork(SidecarWork):
-    """A stage over the sidecars of a caption run: each becomes one sidecar of another run.
+    """A stage over the sidecars of other runs: those of one shard become one sidecar of its own.
 
-    A sidecar is done while the one it came from has the same bytes and speaks of what the shard is
-    now. It records the shard as its source does, so that a mix checks both alike.
+    A sidecar is done while those it came from have the same bytes and speak of what the shard is
+    now. It records the shard as its first source does, so that a mix checks both alike.
     """
 
-    def __init__(self, stage: RowStage, source: str, run: Run) -> None:
+    def __init__(self, stage: RowStage, sources: Sequence[Source], run: Run) -> None:
         super().__init__(stage, run)
-        self.source = source
+        self.sources = tuple(sources)
 
     def done(self, shard: Shard) -> commit.Record | None:
         """The record of a sidecar that is there and still true."""
@@ -50,49 +65,54 @@ class DerivedWork(SidecarWork):
             return None
 
     def perform(self, shard: Shard, lost: frozenset[int]) -> commit.Record:
-        """Computes and commits one shard; BadShard where its source is missing or out of date."""
+        """Computes and commits one shard; BadShard where a source is missing or out of date."""
         inputs = self._inputs(shard)
         rows = self._rows(shard, inputs["shard"]["limit"], lost)
-        table, counts = self.stage(rows)
-        record = commit.Record(
-            shard=shard.name,
-            config_hash=self.run.config_hash,
-            inputs=inputs,
-            environment=self.stage.environment,
-            counts={"samples": len(rows), **commit.tally(table), **counts},
-        )
-        commit.write_sidecar(self._url(shard), table, record)
-        return record
+        table, counts = self.stage(*rows)
+        return self.commit_table(shard, table, inputs, len(rows[0]), counts)
 
     def probe(self, shard: Shard, lost: frozenset[int], indices: range) -> None:
         """Goes through some rows of a shard and keeps nothing: does the process survive?"""
         rows = self._rows(shard, shard.limit, lost)
-        self.stage(row for index, row in enumerate(rows) if index in indices)
+        self.stage(*([row for i, row in enumerate(r) if i in indices] for r in rows))
 
-    def _source_url(self, shard: Shard) -> str:
-        return storage.join(self.run.out, "captions", self.source, f"{shard.name}.parquet")
+    def _source_url(self, source: Source, shard: Shard) -> str:
+        return storage.join(self.run.out, source.kind, source.run, f"{shard.name}.parquet")
 
     def _inputs(self, shard: Shard) -> dict:
-        """The identity of the sidecar that is read, and of the shard that it speaks of."""
-        url = self._source_url(shard)
-        record = commit.read_sidecar_record(url)
-        if record is None:
-            raise BadShard(f"shard {shard.name} has no captions of run {self.source}")
-        identity = record.inputs["shard"]
-        if not replace(shard, limit=identity["limit"]).is_still(identity):
-            raise BadShard(f"shard {shard.name} changed since run {self.source}: caption it again")
-        limits = [limit for limit in (shard.limit, identity["limit"]) if limit is not None]
-        return {
-            "shard": identity | {"limit": min(limits, default=None)},
-            f"captions/{self.source}": commit.sha256_file(url),
-        }
+        """The identity of the sidecars that are read, and of the shard that they speak of."""
+        inputs: dict = {}
+        for source in self.sources:
+            url = self._source_url(source, shard)
+            record = commit.read_sidecar_record(url)
+            if record is None:
+                raise BadShard(f"shard {shard.name} has no {source.kind} of run {source.run}")
+            identity = record.inputs["shard"]
+            if not replace(shard, limit=identity["limit"]).is_still(identity):
+                raise BadShard(
+                    f"shard {shard.name} changed since run {source.run}: {_VERBS[source.kind]} it again"
+                )
+            limits = [limit for limit in (shard.limit, identity["limit"]) if limit is not None]
+            inputs.setdefault("shard", identity | {"limit": min(limits, default=None)})
+            inputs[source.title] = commit.sha256_file(url)
+        return inputs
 
-    def _rows(self, shard: Shard, limit: int | None, lost: frozenset[int]) -> list[dict]:
-        url = self._source_url(shard)
+    def _rows(self, shard: Shard, limit: int | None, lost: frozenset[int]) -> list[list[dict]]:
+        """The rows of each source, in the order of the shard's samples."""
+        found = [self._rows_of(source, shard, limit, lost) for source in self.sources]
+        if len({len(rows) for rows in found}) > 1:
+            which = ", ".join(
+                f"{s.title} {len(r)}" for s, r in zip(self.sources, found, strict=True)
+            )
+            raise BadShard(f"shard {shard.name}: its sidecars differ in their rows: {which}")
+        return found
+
+    def _rows_of(
+        self, source: Source, shard: Shard, limit: int | None, lost: frozenset[int]
+    ) -> list[dict]:
+        url = self._source_url(source, shard)
         try:
-            needed = [name for name in self.stage.schema.names if name != "image_embedding"]
-            found = commit.sidecar_rows(url, needed)
-            rows = list(itertools.islice(found, limit))
+            rows = list(itertools.islice(commit.sidecar_rows(url, list(source.columns)), limit))
         except (OSError, pa.ArrowException) as e:
             raise BadShard(f"{url} is damaged: delete it and make it again") from e
         killed = {"status": "failed", "reason": "killed_worker"}

@@ -31,6 +31,11 @@ class Stage(Protocol):
         """One row for every sample, in order, failures included."""
 
 
+def inputs_of(shard: Shard, report: ReadReport) -> dict:
+    """What a sidecar's record says of the shard that was read to its end."""
+    return {"shard": shard.identity | {"sha256": report.sha256}}
+
+
 class SidecarWork:
     """A stage over shards: each shard becomes one sidecar of the run."""
 
@@ -51,14 +56,20 @@ class SidecarWork:
         """Computes and commits one shard."""
         report = ReadReport()
         table = self.stage(read_samples(shard, report, lost))
+        return self.commit_table(shard, table, inputs_of(shard, report), report.samples)
+
+    def commit_table(
+        self, shard: Shard, table: pa.Table, inputs: dict, samples: int, counts: dict | None = None
+    ) -> commit.Record:
+        """Commits a sidecar. samples: how many were read; counts: what else its run is to count."""
         if table.schema != self.stage.schema:
             raise TypeError(f"{type(self.stage).__name__}: {table.schema} is not its schema")
         record = commit.Record(
             shard=shard.name,
             config_hash=self.run.config_hash,
-            inputs={"shard": shard.identity | {"sha256": report.sha256}},
+            inputs=inputs,
             environment=self.stage.environment,
-            counts={"samples": report.samples, **commit.tally(table)},
+            counts={"samples": samples, **commit.tally(table), **(counts or {})},
         )
         commit.write_sidecar(self._url(shard), table, record)
         return record

@@ -136,6 +136,18 @@ def test_stages_with_columns_of_their_own_share_a_view(filled: str):
         seen = connection.sql("SELECT stage, count(*) FROM columns GROUP BY ALL ORDER BY ALL")
         assert seen.fetchall() == [("a@x", 3), ("b@y", 3)]
         assert counts(connection)["samples"] == ROWS["samples"] + 3
+        joined = connection.sql(
+            "SELECT uid, key, shard, score, n, a_status FROM annotations ORDER BY uid"
+        )
+        assert joined.fetchall() == [(str(i), str(i), "00000", None, None, "ok") for i in range(3)]
+        assert connection.sql('SELECT count(*) FROM "b@y"').fetchall() == [(3,)]
+    shutil.copytree(f"{filled}/columns/a@x", f"{filled}/columns/a@z")
+    with catalog.connect(filled) as connection:
+        models = connection.sql(
+            "SELECT model, count(score IS NULL) FROM a GROUP BY ALL ORDER BY ALL"
+        )
+        assert models.fetchall() == [("x", 3), ("z", 3)]
+        assert "score" not in connection.sql("FROM annotations").columns  # of which model?
 
 
 def test_what_is_no_data_folder_or_damaged_is_told(tmp_path: Path, filled: str):

@@ -1,0 +1,1 @@
+"""What is measured of every image and text: one stage, one table, one file each."""

@@ -1,0 +1,1 @@
+"""From lists of URLs to shards: lists, addresses, courtesy, fetching, resizing, writing."""

@@ -1,0 +1,1 @@
+"""From columns to a keep-list: predicates in SQL, presets, top fractions, clusters, funnels."""
