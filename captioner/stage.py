@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipeline.images import BadImage
+from pipeline.keep_list import NOT_KEPT
 from pipeline.prefetch import prefetch
 from pipeline.samples import Sample
 from pipeline.schemas import CAPTIONS, OK, STYLES, table_of
@@ -156,9 +157,10 @@ def _row(
         "status": "failed" if sample.reason else OK,
         "reason": sample.reason or None,
     }
+    wanted = () if sample.reason == NOT_KEPT else styles
     for style in STYLES:
         caption = (captions or {}).get(style)
-        row[f"{style}_status"] = "failed" if style in styles else "absent"
+        row[f"{style}_status"] = "failed" if style in wanted else "absent"
         if caption is not None:
             row |= {
                 f"caption_{style}": caption.text,

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from jobs.device import device_of
 from jobs.job import Execution, execute, require, say
 from jobs.planned import learn, limited, registered
 from jobs.usage import usage_told
@@ -32,6 +33,8 @@ class Caption(Execution):
     """<open_clip model>:<tag or file>, a captioner's directory, openai:<model>@<base url>,
     vllm:<model>, or short=<name>,long=<name>; by default `bundled`, which only knows rendered
     scenes."""
+    keep: str = ""
+    """A keep-list: only the images it keeps are captioned; the others have a row that says so."""
     styles: str = ""
     """Comma-separated: short, long; by default all that the captioner has."""
     limit: int = 0
@@ -86,7 +89,7 @@ def run(config: Caption, urls: list[str] | None = None) -> "Summary":
     """
     from captioner.load import describe_captioner
     from captioner.stage import CaptionStage
-    from pipeline import specs, storage
+    from pipeline import runs, specs, storage
     from pipeline.runs import Run
     from pipeline.stage import SidecarWork
 
@@ -98,7 +101,7 @@ def run(config: Caption, urls: list[str] | None = None) -> "Summary":
         say(BUNDLED_NOTE)
     styles = chosen_styles(config.styles, info)
     decode = _decode(config, info, styles)
-    device = _device(config)
+    device = "cpu" if _only_asks(config) else device_of(config)
     urls = specs.expand(config.shards) if urls is None else urls
     shards = limited(registered(out, urls, save=not config.dry_run), config.limit)
     settings = {
@@ -127,11 +130,14 @@ def run(config: Caption, urls: list[str] | None = None) -> "Summary":
         chat=chat,
         embeddings=config.embeddings,
     )
+    if config.keep:
+        runs.require(out, "keep", config.keep)
+        settings["keep"] = config.keep
     work = Run(out=out, kind=KIND, name=run_name(config), config=settings)
     how = replace(config, workers=config.workers or int(_only_asks(config)))
     with usage_told(_journals(config, chat)):
         summary = execute(
-            SidecarWork(stage, work),
+            SidecarWork(stage, work, config.keep),
             work,
             shards,
             how,
@@ -144,11 +150,12 @@ def run(config: Caption, urls: list[str] | None = None) -> "Summary":
 
 
 def run_name(config: Caption) -> str:
-    """RUN as given, or the captioner's name fit for a folder; LIMIT runs are told apart."""
+    """RUN as given, or the captioner's name fit for a folder, and KEEP; LIMIT runs are told apart."""
     from captioner.chat import folder_name
     from captioner.load import public_name
 
-    name = config.run[:80].strip("-") or folder_name(public_name(captioner_of(config)))
+    own = "-".join(filter(None, (folder_name(public_name(captioner_of(config))), config.keep)))
+    name = config.run[:80].strip("-") or own
     return f"{name}-limit{config.limit}" if config.limit else name
 
 
@@ -272,18 +279,3 @@ def _journals(config: Caption, chat: "ChatSettings") -> dict[str, str]:
 
     models = map(public_name, filter(is_chat, parts_of(captioner_of(config))))
     return {name: storage.join(chat.journal, folder_name(name)) for name in models}
-
-
-def _device(config: Caption) -> str:
-    if _only_asks(config):
-        return "cpu"
-    if config.device != "auto":
-        return config.device
-    if config.executor == "ray" and config.address:
-        from jobs import cluster
-
-        cluster.connect(config.address, cpus=0)
-        return "cuda" if cluster.gpus() else "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -73,11 +73,12 @@ def recipe_of(config: Mix) -> "Recipe":
 
 
 def run_name(config: Mix) -> str:
-    """RUN as given, or the caption run and the blend."""
+    """RUN as given, or the caption run, the keep-list and the blend."""
     from pipeline import blend
 
     label = blend.parse(config.blend).label
-    name = config.run or "-".join(part for part in (config.captions, config.keep, label) if part)
+    keep = "" if config.captions.endswith(f"-{config.keep}") else config.keep  # named there
+    name = config.run or "-".join(part for part in (config.captions, keep, label) if part)
     return f"{name}-limit{config.limit}" if config.limit else name
 
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from pipeline import commit, images, runs, storage
+from pipeline.aligned import AlignedRows
 from pipeline.blend import ORIGINAL, Blend, choose
+from pipeline.keep_list import NOT_KEPT, KeepList
 from pipeline.manifest import Shard
 from pipeline.reading import READING_REASONS, BadShard, ReadReport, read_samples
 from pipeline.runs import Run
 from pipeline.samples import Sample
-from pipeline.schemas import CAPTIONS, KEEP, MIX, OK, STYLES
+from pipeline.schemas import CAPTIONS, MIX, OK, STYLES
 from pipeline.writing import ShardWriter
 
 KIND = "mix"
@@ -61,6 +63,7 @@ class MixWork:
     def __init__(self, recipe: Recipe, run: Run) -> None:
         self.recipe = recipe
         self.run = run
+        self._keep = KeepList(run.out, recipe.keep) if recipe.keep else None
 
     def setup(self) -> None:
         pass
@@ -132,26 +135,18 @@ class MixWork:
             if not replace(shard, limit=identity["limit"]).is_still(identity):
                 raise BadShard(f"shard {shard.name} changed since run {run}: caption it again")
             inputs[f"captions/{run}"] = commit.sha256_file(url)
-        if self.recipe.keep:
-            url = self._keep_url(shard)
-            if not storage.exists(url):
-                raise BadShard(f"shard {shard.name} has no keep-list {self.recipe.keep}")
-            inputs[f"keep/{self.recipe.keep}"] = commit.sha256_file(url)
-        return inputs
+        return inputs | (self._keep.identity(shard) if self._keep else {})
 
     def _caption_url(self, run: str, shard: Shard) -> str:
         return storage.join(self.run.out, "captions", run, f"{shard.name}.parquet")
 
-    def _keep_url(self, shard: Shard) -> str:
-        return storage.join(self.run.out, "keep", self.recipe.keep, f"{shard.name}.parquet")
-
     def _rows(self, shard: Shard, samples: Iterator[Sample], writer: ShardWriter) -> Iterator[dict]:
         columns = [name for name in CAPTIONS.names if name not in _UNREAD]
         captions = {
-            run: _Sidecar(self._caption_url(run, shard), columns)
+            run: AlignedRows(self._caption_url(run, shard), columns)
             for run in self.recipe.caption_runs
         }
-        keep = _Sidecar(self._keep_url(shard), KEEP.names) if self.recipe.keep else None
+        keep = self._keep.verdicts(shard) if self._keep else None
         taken: set[str] = set()
         for sample in samples:
             row = dict.fromkeys(MIX.names) | {
@@ -177,10 +172,12 @@ class MixWork:
     ) -> str | None:
         """Fills the row and writes the sample, or returns why it is dropped."""
         current = said.get(self.recipe.captions) or {}
-        if sample.reason or current.get("reason"):
-            return sample.reason or current["reason"]
+        if sample.reason:
+            return sample.reason
         if verdict and not verdict["keep"]:
-            return verdict["reason"] or "not_kept"
+            return verdict["reason"] or NOT_KEPT
+        if current.get("reason"):
+            return current["reason"]
         texts = self._usable_texts(sample, said)
         choice = choose(self.recipe.blend, sample.uid, texts.__contains__, STYLES, self.recipe.seed)
         row["caption_drawn"], row["caption_source"] = choice.drawn, choice.source
@@ -261,24 +258,6 @@ def _new_key(shard: str, sample: Sample, taken: set[str]) -> str:
         key += "0"
     taken.add(key)
     return key
-
-
-class _Sidecar:
-    """Rows of a sidecar in the order of its shard's samples, a few at a time."""
-
-    def __init__(self, url: str, columns: list[str]) -> None:
-        self._url = url
-        self._rows = commit.sidecar_rows(url, columns)
-
-    def row(self, uid: str) -> dict | None:
-        """The row of the next sample; None behind the end of what was made from fewer samples."""
-        try:
-            row = next(self._rows, None)
-        except (OSError, pa.ArrowException) as e:
-            raise BadShard(f"{self._url} is damaged: delete it and make it again") from e
-        if row is not None and row["uid"] != uid:
-            raise BadShard(f"{self._url} is out of step with its shard at {uid}: make it again")
-        return row
 
 
 def _realised(table: pa.Table) -> dict:

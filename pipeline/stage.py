@@ -6,8 +6,9 @@ from typing import Protocol
 import pyarrow as pa
 
 from pipeline import commit
+from pipeline.keep_list import NOT_KEPT, KeepList
 from pipeline.manifest import Shard
-from pipeline.reading import ReadReport, read_samples
+from pipeline.reading import BadShard, ReadReport, read_samples
 from pipeline.runs import Run
 from pipeline.samples import Sample
 from pipeline.schemas import OK, STYLES
@@ -37,11 +38,15 @@ def inputs_of(shard: Shard, report: ReadReport) -> dict:
 
 
 class SidecarWork:
-    """A stage over shards: each shard becomes one sidecar of the run."""
+    """A stage over shards: each shard becomes one sidecar of the run.
 
-    def __init__(self, stage: Stage, run: Run) -> None:
+    keep: where given, the stage sees only the images that this keep-list keeps.
+    """
+
+    def __init__(self, stage: Stage, run: Run, keep: str = "") -> None:
         self.stage = stage
         self.run = run
+        self.keep = KeepList(run.out, keep) if keep else None
 
     def setup(self) -> None:
         self.stage.setup()
@@ -50,13 +55,23 @@ class SidecarWork:
         """The record of a sidecar that is there and still true."""
         record = commit.read_sidecar_record(self._url(shard))
         true = record and record.config_hash == self.run.config_hash
-        return record if true and shard.is_still(record.inputs["shard"]) else None
+        if not true or not shard.is_still(record.inputs["shard"]):
+            return None
+        try:
+            return record if self._kept(shard).items() <= record.inputs.items() else None
+        except BadShard:
+            return None
 
     def perform(self, shard: Shard, lost: frozenset[int]) -> commit.Record:
         """Computes and commits one shard."""
-        report = ReadReport()
-        table = self.stage(read_samples(shard, report, lost))
-        return self.commit_table(shard, table, inputs_of(shard, report), report.samples)
+        report, kept = ReadReport(), self._kept(shard)
+        samples = read_samples(shard, report, lost)
+        table = self.stage(self.keep.applied(shard, samples) if self.keep else samples)
+        return self.commit_table(shard, table, inputs_of(shard, report) | kept, report.samples)
+
+    def _kept(self, shard: Shard) -> dict:
+        """The identity of the keep-list; BadShard where that does not know the shard."""
+        return self.keep.identity(shard) if self.keep else {}
 
     def commit_table(
         self, shard: Shard, table: pa.Table, inputs: dict, samples: int, counts: dict | None = None
@@ -80,7 +95,7 @@ class SidecarWork:
 
     def failures(self, counts: dict) -> dict[str, int]:
         """Reason -> samples: rows without a result, and captions that are not ok, per style."""
-        found = dict(counts["reason"])
+        found = {r: n for r, n in counts["reason"].items() if r != NOT_KEPT}
         for column, statuses in counts.items():
             style = column.removesuffix("_status")
             if style in STYLES:

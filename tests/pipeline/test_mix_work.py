@@ -17,10 +17,11 @@ from pipeline.commit import Record
 from pipeline.errors import UserError
 from pipeline.manifest import Shard
 from pipeline.mix import MixWork, Recipe
-from pipeline.reading import BadShard
+from pipeline.reading import BadShard, read_samples
 from pipeline.runs import Run
-from pipeline.samples import uid_of
+from pipeline.samples import Sample, uid_of
 from pipeline.schemas import KEEP, MIX
+from pipeline.stage import SidecarWork
 from tests.support.mixing import Mixed, mixed, table
 from tests.support.shards import jpeg, pair, pairs, write_tar
 from tests.support.stages import ColourStage, caption, status_of
@@ -160,6 +161,37 @@ def test_captions_stand_in_for_missing_originals(tmp_path: Path, out: str):
     assert rows["000000005"]["caption_source"] in ("long", "short")
     assert rows["000000003"]["reason"] == "truncated"
     assert Counter(r["status"] for r in rows.values()) == {"ok": 6, "dropped": 3}
+
+
+def test_only_what_a_keep_list_keeps_is_captioned(out: str, shards: list[Shard]):
+    seen = []
+
+    class Seeing(ColourStage):
+        def captions(self, sample: Sample) -> dict[str, str]:
+            seen.append(sample.key)
+            return super().captions(sample)
+
+    shard = shards[0]
+    every = [s.key for s in read_samples(shard)]
+    keep_list(out, shard, {key: (i % 3 == 0, "not a third") for i, key in enumerate(every)})
+    config = {"captioner": "colour", "styles": {"short": {}, "long": {}}}
+    run = Run(out=out, kind="captions", name="some", config=config)
+    runs.begin(run, [shard.name])
+    work = SidecarWork(Seeing(), run, keep="good")
+    work.setup()
+    record = work.perform(shard, frozenset())
+    assert seen == every[::3]
+    assert record.counts["reason"]["not_kept"] == len(every) - len(every[::3])
+    assert "not_kept" not in work.failures(record.counts)
+    assert work.done(shard) is not None
+    made = mixed(out, [shard], keep="good", captions="some")
+    assert made[0].counts["reason"] == {"not a third": len(every) - len(every[::3])}
+    keep_list(out, shard, {key: (i % 3 == 1, None) for i, key in enumerate(every)})
+    assert work.done(shard) is None
+    Path(out, "keep/good/00000.parquet").unlink()
+    assert work.done(shard) is None
+    with pytest.raises(BadShard, match="00000 has no keep-list good"):
+        work.perform(shard, frozenset())
 
 
 def test_a_keep_list_keeps_what_it_says(out: str, shards: list[Shard]):
