@@ -107,7 +107,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, out: str, prefix: str) 
 def _views(out: str, prefix: str) -> dict[str, str]:
     def over(glob: str, schema: pa.Schema, columns: str) -> str:
         """A view over files, or, where there are none, an empty one of the same types."""
-        if _any(out, glob):
+        if storage.glob(out, glob):
             return f"SELECT {columns} FROM read_parquet({_quoted(prefix + glob)})"
         files = _empty(schema, {"filename": "VARCHAR"})
         return f"SELECT {columns} FROM ({files})"
@@ -170,11 +170,8 @@ def _annotations(single: dict[str, str]) -> str:
 
 def _column_runs(out: str) -> list[str]:
     """The runs of columns that hold anything, by name."""
-    if storage.is_local(out):
-        found = {path.parent.name for path in Path(out).glob("columns/*/*.parquet")}
-    else:
-        fs, path = url_to_fs(storage.join(out, "columns/*/*.parquet"))
-        found = {file.rsplit("/", 2)[-2] for file in fs.glob(path)}
+    files = storage.glob(out, "columns/*/*.parquet")
+    found = {file.rsplit("/", 2)[-2] for file in files}
     return sorted(run for run in found if _COLUMN_RUN.fullmatch(run))
 
 
@@ -203,7 +200,7 @@ def _synthetic(style: str) -> str:
 
 
 def _runs(out: str, prefix: str) -> str:
-    globs = [g for g in (f"{kind}/*/run.json" for kind in _KINDS) if _any(out, g)]
+    globs = [g for g in (f"{kind}/*/run.json" for kind in _KINDS) if storage.glob(out, g)]
     if not globs:
         return _empty(pa.schema([]), _RUNS)
     files = ", ".join(_quoted(prefix + glob) for glob in globs)
@@ -212,13 +209,6 @@ def _runs(out: str, prefix: str) -> str:
 
 
 _KINDS = ("columns", "captions", "keep", "mix", "evaluations")
-
-
-def _any(out: str, glob: str) -> bool:
-    if storage.is_local(out):
-        return any(Path(out).glob(glob))
-    fs, path = url_to_fs(storage.join(out, glob))
-    return bool(fs.glob(path))
 
 
 def _empty(schema: pa.Schema, more: dict[str, str]) -> str:

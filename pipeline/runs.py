@@ -112,6 +112,11 @@ def load(out: str, kind: str, name: str) -> dict | None:
         raise UserError(f"RUN={name}: {url} is damaged: {e}", "give another RUN") from e
 
 
+def names(out: str, kind: str) -> list[str]:
+    """The runs of one kind that a data folder has, by name."""
+    return sorted(url.rsplit("/", 2)[-2] for url in storage.glob(out, f"{kind}/*/{FILE}"))
+
+
 def require(out: str, kind: str, name: str) -> dict:
     """The same, for a run that must exist."""
     found = load(out, kind, name)

@@ -115,6 +115,14 @@ def list_files(folder: str, suffix: str) -> list[str]:
     return sorted(f for f in found if not f.rsplit("/", 1)[-1].startswith("."))
 
 
+def glob(folder: str, pattern: str) -> list[str]:
+    """The files below a folder that match, sorted; what the folder is called is no pattern."""
+    if is_local(folder):
+        return sorted(str(path) for path in Path(folder).glob(pattern))
+    fs, path = url_to_fs(folder)
+    return sorted(fs.unstrip_protocol(name) for name in fs.glob(f"{path}/{pattern}"))
+
+
 @contextlib.contextmanager
 def write_atomic(url: str) -> Iterator[Path]:
     """Gives a local path to write to; on leaving the block it becomes `url`, whole, or nothing does.

@@ -174,8 +174,9 @@ def test_only_what_a_keep_list_keeps_is_captioned(out: str, shards: list[Shard])
     shard = shards[0]
     every = [s.key for s in read_samples(shard)]
     keep_list(out, shard, {key: (i % 3 == 0, "not a third") for i, key in enumerate(every)})
-    config = {"captioner": "colour", "styles": {"short": {}, "long": {}}}
-    run = Run(out=out, kind="captions", name="some", config=config)
+    run = Run(
+        out=out, kind="captions", name="some", config=runs.load(out, "captions", "colour")["config"]
+    )
     runs.begin(run, [shard.name])
     work = SidecarWork(Seeing(), run, keep="good")
     work.setup()
@@ -185,7 +186,7 @@ def test_only_what_a_keep_list_keeps_is_captioned(out: str, shards: list[Shard])
     assert "not_kept" not in work.failures(record.counts)
     assert work.done(shard) is not None
     made = mixed(out, [shard], keep="good", captions="some")
-    assert made[0].counts["reason"] == {"not a third": len(every) - len(every[::3])}
+    assert made.records[0].counts["reason"] == {"not a third": len(every) - len(every[::3])}
     keep_list(out, shard, {key: (i % 3 == 1, None) for i, key in enumerate(every)})
     assert work.done(shard) is None
     Path(out, "keep/good/00000.parquet").unlink()
