@@ -70,7 +70,7 @@ def _recaption(config: Recaption, urls: list[str] | None = None) -> "list[Summar
         return [captions]
     mixed = mix.run(mixing)
     say()
-    stats.run(Stats(out=config.out, run=run_name, mix=mix.run_name(mixing)))
+    stats.run(Stats(out=config.out, run=run_name, mix=mix.run_name(mixing), keep=config.keep))
     return [captions, mixed]
 
 

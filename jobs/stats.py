@@ -15,6 +15,8 @@ class Stats:
     """Only this caption run."""
     mix: str = ""
     """Only this mix."""
+    keep: str = ""
+    """Only this keep-list."""
 
 
 def run(config: Stats) -> None:
@@ -26,5 +28,6 @@ def run(config: Stats) -> None:
         if config.q:
             print(statistics.answer(connection, config.q))
         else:
-            for title, table in statistics.named(connection, run=config.run, mix=config.mix):
+            named = statistics.named(connection, config.run, config.mix, config.keep)
+            for title, table in named:
                 print(f"{title}\n{table}\n")

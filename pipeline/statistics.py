@@ -9,6 +9,7 @@ import duckdb
 from pipeline.errors import UserError
 
 NAMES = (
+    "keep",
     "lengths",
     "vocabulary",
     "first_words",
@@ -26,17 +27,18 @@ _MAX_WIDTH = 160
 
 
 def query(name: str) -> str:
-    """The SQL of a named statistic; it has the parameters $run and $mix, '' for every one."""
+    """The SQL of a named statistic; its parameters are $run, $mix and $keep, '' for every one."""
     return (files("pipeline") / "queries" / f"{name}.sql").read_text()
 
 
 def named(
-    connection: duckdb.DuckDBPyConnection, run: str = "", mix: str = ""
+    connection: duckdb.DuckDBPyConnection, run: str = "", mix: str = "", keep: str = ""
 ) -> Iterator[tuple[str, str]]:
     """Title and table of every named statistic that has something to say."""
     for name in NAMES:
         sql = query(name)
-        wanted = {k: v for k, v in {"run": run, "mix": mix}.items() if f"${k}" in sql}
+        names = {"run": run, "mix": mix, "keep": keep}
+        wanted = {k: v for k, v in names.items() if f"${k}" in sql}
         with _refusing():
             table = _show(connection.sql(sql, params=wanted))
         if table:

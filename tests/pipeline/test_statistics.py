@@ -11,7 +11,7 @@ from pipeline import catalog, commit, manifest, statistics
 from pipeline.commit import Record
 from pipeline.errors import UserError
 from pipeline.runs import Run
-from pipeline.schemas import CAPTIONS, EVALUATIONS, MIX
+from pipeline.schemas import CAPTIONS, EVALUATIONS, KEEP, MIX
 from tests.support.shards import pairs, write_tar
 
 if TYPE_CHECKING:
@@ -69,6 +69,18 @@ MIXED = [
 ]
 
 
+KEPT = [
+    {"uid": f"{key:032x}", "key": str(key), "keep": keep, "reason": reason}
+    for key, keep, reason in (
+        (1, True, None),
+        (2, True, None),
+        (3, False, "width >= 256"),
+        (4, False, "width >= 256"),
+        (5, False, None),
+    )
+]
+
+
 EVALUATED = [
     {"run": "r", "style": style, "metric": metric, "item": item, "value": value, "count": 5}
     for style, metric, item, value in (
@@ -103,6 +115,8 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> str:
     write(captions, "00000", SAID[:4], CAPTIONS)
     write(captions, "00001", SAID[4:], CAPTIONS)
     write(other, "00000", [caption_row(1, "one")], CAPTIONS)
+    write(Run(out, "keep", "k", {}), "00000", KEPT, KEEP)
+    write(Run(out, "keep", "l", {}), "00000", KEPT[:1], KEEP)
     write(Run(out, "mix", "m", {}), "00000", MIXED, MIX)
     write(Run(out, "mix", "n", {}), "00000", [mixed_row(1, "original", "original")], MIX)
     write(Run(out, "evaluations", "r", {}), "metrics", EVALUATED, EVALUATIONS)
@@ -111,10 +125,17 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> str:
     return out
 
 
-def ask(connection: "duckdb.DuckDBPyConnection", name: str, run: str = "r", mix: str = "m") -> list:
+def ask(
+    connection: "duckdb.DuckDBPyConnection",
+    name: str,
+    run: str = "r",
+    mix: str = "m",
+    keep: str = "k",
+) -> list:
     """The rows of a named statistic, less the first column where it is the run asked for."""
     sql = statistics.query(name)
-    wanted = {k: v for k, v in {"run": run, "mix": mix}.items() if f"${k}" in sql}
+    names = {"run": run, "mix": mix, "keep": keep}
+    wanted = {k: v for k, v in names.items() if f"${k}" in sql}
     return connection.sql(sql, params=wanted).fetchall()
 
 
@@ -124,6 +145,11 @@ def test_every_query_is_named_and_every_name_is_a_query():
 
 
 EXPECTED = {
+    "keep": [
+        ("k", "kept", 2, 0.4, "00000/1"),
+        ("k", "width >= 256", 2, 0.4, "00000/3"),
+        ("k", "not_kept", 1, 0.2, "00000/5"),
+    ],
     "lengths": [
         ("r", "long", 2, 3.0, 3.0, 3.9, 4, None, None, None, None, None),
         ("r", "original", 6, 2.0, 2.0, 2.0, 2, None, None, None, None, None),
@@ -187,14 +213,14 @@ def test_numbers_counted_by_hand(connection: "duckdb.DuckDBPyConnection", name: 
 def test_without_a_name_every_run_counts_by_itself(
     connection: "duckdb.DuckDBPyConnection", name: str
 ):
-    every = ask(connection, name, run="", mix="")
-    assert [row for row in every if {"r", "m"} & set(row)] == ask(connection, name)
+    every = ask(connection, name, run="", mix="", keep="")
+    assert [row for row in every if {"r", "m", "k"} & set(row)] == ask(connection, name)
     assert len(every) > len(ask(connection, name)) or name in ("fallbacks", "failures")
-    assert ask(connection, name, run="nobody", mix="nobody") == []
+    assert ask(connection, name, run="nobody", mix="nobody", keep="nobody") == []
 
 
 def test_named_statistics_are_readable_tables(connection: "duckdb.DuckDBPyConnection"):
-    found = dict(statistics.named(connection, run="r", mix="m"))
+    found = dict(statistics.named(connection, run="r", mix="m", keep="k"))
     assert [title.split(":")[0] for title in found] == list(statistics.NAMES)
     table = found["blend: which source each training sample's caption comes from"]
     assert table.splitlines() == [
@@ -204,7 +230,9 @@ def test_named_statistics_are_readable_tables(connection: "duckdb.DuckDBPyConnec
         "m    original        1   0.25",
         "m    short           1   0.25",
     ]
-    assert set(dict(statistics.named(connection, run="nobody", mix="nobody"))) == set()
+    assert (
+        set(dict(statistics.named(connection, run="nobody", mix="nobody", keep="nobody"))) == set()
+    )
 
 
 @pytest.mark.parametrize(
