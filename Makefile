@@ -24,12 +24,21 @@ CAPTION = $(call flag,SHARDS,shards) $(call flag,CAPTIONER,captioner) $(call fla
       $(call flag,DEADLINE,deadline) $(call flag,IMAGE_SIDE,image-side)
 MIX = $(call flag,BLEND,blend) $(call flag,KEEP,keep) $(call flag,SEED,seed) \
       $(call flag,MAX_SIDE,max-side)
+FETCH = $(call flag,ALLOW_PRIVATE,allow-private) $(call flag,CONTACT,contact) $(call flag,THREADS,threads) \
+      $(call flag,PER_HOST,per-host) $(call flag,HOST_DELAY,host-delay)
+CRAWL = $(FETCH) $(call flag,URLS,urls) $(call flag,URL_COL,url-col) $(call flag,CAPTION_COL,caption-col) \
+      $(call flag,SHARD_SIZE,shard-size) $(call flag,RESIZE,resize) $(call flag,SIZE,size)
+ANNOTATE = $(call flag,STAGES,stages) $(call flag,CLIP,clip) \
+      $(call flag,AESTHETIC_HEAD,aesthetic-head) $(call flag,NSFW_HEAD,nsfw-head) \
+      $(call flag,WATERMARK_HEAD,watermark-head) $(call flag,BLOCKLISTS,blocklists) \
+      $(call flag,FACE_DETECTOR,face-detector) $(call flag,DEVICE,device)
+SELECT = $(call flag,WHERE,where) $(call flag,TOP,top)
 TRAIN = $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,INIT,init) \
       $(call flag,HELD_OUT,held-out) $(call flag,STEPS,steps) $(call flag,LR,lr) \
       $(call flag,BATCH,batch-size) $(call flag,IMAGE_TOWER,image-tower) $(call flag,LORA,lora) \
       $(call flag,SEED,seed) $(call flag,THREADS,threads) $(call flag,DEVICE,device)
 
-.PHONY: help setup recaption caption mix fuse upsample scenes stats sql calibrate evaluate-captions captioner captioner-train teach test test-all test-vllm bench lint format pins clean
+.PHONY: help setup recaption curate crawl crawl-retry import annotate dedup select keep-export keep-import reshard takedown caption mix fuse upsample scenes stats sql calibrate evaluate-captions captioner captioner-train teach test test-all test-vllm bench lint format pins clean
 
 help:        ## Show this help
 	@awk -F '## ' '/^[a-z-]+:.*## / {split($$1, t, ":"); printf "  %-17s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
@@ -40,10 +49,57 @@ recaption: $(READY)  ## Shards to training shards; a demo without SHARDS.  SHARD
 	$(if $(strip $(SHARDS)),$(call need,OUT,SHARDS='raw/{00000..00099}.tar' OUT=data/mine CAPTIONER=<name>))
 	@$(JOBS) recaption $(HOW) $(CAPTION) $(MIX) $(ARGS)
 
-caption: $(READY)  ## Captions only.  SHARDS= OUT= CAPTIONER= [STYLES=] [RUN=]
+curate: $(READY)  ## URL lists to training shards: all of the verbs below.  URLS= OUT= [LIST=laion] [STAGES=] [PRESET=datacomp-basic] [WHERE=] [TOP=] [CAPTIONER=] [BLEND=95]
+	$(call need,URLS,URLS=urls.parquet LIST=laion PRESET=datacomp-basic OUT=data/mine CAPTIONER=<name>)
+	$(call need,OUT,URLS=urls.parquet LIST=laion PRESET=datacomp-basic OUT=data/mine CAPTIONER=<name>)
+	@$(JOBS) curate $(HOW) $(CRAWL) $(call flag,LIST,preset) $(ANNOTATE) $(call flag,KINDS,kinds) $(call flag,RADIUS,radius) $(call flag,PRESET,select) $(SELECT) $(call flag,CAPTIONER,captioner) $(call flag,STYLES,styles) $(call flag,BLEND,blend) $(call flag,SEED,seed) $(call flag,MAX_SIDE,max-side) $(ARGS)
+
+crawl: $(READY)  ## Images of URL lists into raw shards.  URLS= OUT= [PRESET=laion|datacomp|cc3m|coyo] [RESIZE=no] [SIZE=] [CONTACT=]
+	$(call need,URLS,URLS='lists/*.parquet' PRESET=laion OUT=data/mine)
+	$(call need,OUT,URLS='lists/*.parquet' PRESET=laion OUT=data/mine)
+	@$(JOBS) crawl $(HOW) $(CRAWL) $(call flag,PRESET,preset) $(ARGS)
+
+crawl-retry: $(READY)  ## Fetch again what failed for reasons that may pass, into new shards.  OUT=
+	$(call need,OUT,OUT=data/mine)
+	@$(JOBS) crawl-retry $(HOW) $(FETCH) $(ARGS)
+
+import: $(READY)  ## Any image-text set of `datasets` into raw shards.  DATASET= OUT= [SPLIT=train]
+	$(call need,DATASET,DATASET=<hub name or folder> OUT=data/mine)
+	$(call need,OUT,DATASET=<hub name or folder> OUT=data/mine)
+	@$(JOBS) import $(HOW) $(call flag,DATASET,dataset) $(call flag,SPLIT,split) $(call flag,SHARD_SIZE,shard-size) $(ARGS)
+
+annotate: $(READY)  ## A column for everything there is to know.  OUT= [SHARDS=] [STAGES=image,text] [CLIP=] [AESTHETIC_HEAD=] ...
+	$(call need,OUT,SHARDS='raw/*.tar' OUT=data/mine STAGES=image,text)
+	@$(JOBS) annotate $(HOW) $(call flag,SHARDS,shards) $(ANNOTATE) $(call flag,THREADS,threads) $(call flag,BATCH,batch-size) $(ARGS)
+
+dedup: $(READY)  ## Exact, near and semantic duplicates, and evaluation sets.  OUT= [KINDS=exact,perceptual] [RADIUS=4] [EVALUATION=]
+	$(call need,OUT,OUT=data/mine KINDS=exact,perceptual)
+	@$(JOBS) dedup $(HOW) $(call flag,KINDS,kinds) $(call flag,RADIUS,radius) $(call flag,CLIP,clip) $(call flag,EVALUATION,evaluation) $(ARGS)
+
+select: $(READY)  ## A keep-list by SQL.  OUT= [WHERE="width >= 256 and language = 'en'"] [PRESET=datacomp-basic] [TOP='30 % by similarity']
+	$(call need,OUT,OUT=data/mine WHERE="width >= 256")
+	@$(JOBS) select $(HOW) $(SELECT) $(call flag,PRESET,preset) $(call flag,TARGET,target) $(ARGS)
+
+keep-export: $(READY)  ## A keep-list as DataComp's uid file.  OUT= KEEP=<run> FILE=uids.npy
+	$(call need,OUT,OUT=data/mine KEEP=<run> FILE=uids.npy)
+	@$(JOBS) keep-export $(call flag,OUT,out) $(call flag,KEEP,keep) $(call flag,FILE,file) $(ARGS)
+
+keep-import: $(READY)  ## DataComp's uid file as a keep-list.  OUT= FILE=uids.npy [RUN=]
+	$(call need,OUT,OUT=data/mine FILE=uids.npy)
+	@$(JOBS) keep-import $(HOW) $(call flag,FILE,file) $(ARGS)
+
+reshard: $(READY)  ## Balanced shards of what a keep-list keeps.  OUT= TO= [KEEP=<run>] [SHARD_SIZE=10000] [SEED=]
+	$(call need,OUT,OUT=data/mine KEEP=<run> TO=data/balanced)
+	@$(JOBS) reshard $(HOW) $(call flag,SHARDS,shards) $(call flag,TO,to) $(call flag,KEEP,keep) $(call flag,SHARD_SIZE,shard-size) $(call flag,SEED,seed) $(ARGS)
+
+takedown: $(READY)  ## Remove samples everywhere, and keep them out.  OUT= UIDS=|SHA256S=|URLS= [DRY_RUN=1]
+	$(call need,OUT,OUT=data/mine UIDS=<uid>)
+	@$(JOBS) takedown $(call flag,OUT,out) $(call flag,UIDS,uids) $(call flag,SHA256S,sha256s) $(call flag,URLS,urls) $(if $(DRY_RUN),--dry-run) $(ARGS)
+
+caption: $(READY)  ## Captions only.  SHARDS= OUT= CAPTIONER= [STYLES=] [KEEP=<run>] [RUN=]
 	$(call need,SHARDS,SHARDS='raw/*.tar' OUT=data/mine CAPTIONER=<name>)
 	$(call need,OUT,SHARDS='raw/*.tar' OUT=data/mine CAPTIONER=<name>)
-	@$(JOBS) caption $(HOW) $(CAPTION) $(ARGS)
+	@$(JOBS) caption $(HOW) $(CAPTION) $(call flag,KEEP,keep) $(ARGS)
 
 mix: $(READY)  ## Training shards from captions.  OUT= CAPTIONS=<run> [BLEND=95] [KEEP=<run>] [RUN=]
 	$(call need,OUT,OUT=data/mine CAPTIONS=<run> BLEND=80)
