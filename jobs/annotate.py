@@ -1,6 +1,6 @@
 """annotate: measures images and texts; every stage writes columns of its own beside the shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +11,7 @@ from jobs.planned import chosen, learn, limited
 if TYPE_CHECKING:
     from jobs.runner import Summary
     from pipeline.annotate.annotator import Annotator, DerivedAnnotator
+    from pipeline.annotate.heads import Head
     from pipeline.manifest import Shard
 
 STAGES = ("image", "text", "clip", "text_in_image", "faces", "aesthetic", "safety")
@@ -40,8 +41,10 @@ class Annotate(Execution):
     """A head on CLIP embeddings that tells watermarks, for stage safety."""
     blocklists: str = ""
     """Files of hashes that must not be (md5, sha256, perceptual), with commas, for stage safety."""
-    blocklist_radius: int = 4
-    """Bits in which a 64-bit perceptual hash may differ from one on a list; four times that of 256."""
+    phash_radius: int = -1
+    """Bits in which a 64-bit perceptual hash may differ from a listed one; -1 for the usual number."""
+    pdq_radius: int = -1
+    """The same of 256-bit ones."""
     face_detector: str = ""
     """The detector of stage faces, an .onnx file."""
     batch_size: int = 64
@@ -49,6 +52,7 @@ class Annotate(Execution):
     threads: int = 2
     """Cores per worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     limit: int = 0
     """Only the first so many samples, under run names of their own."""
 
@@ -133,7 +137,11 @@ def _clip(config: Annotate, device: str) -> "Annotator":
 
     _require(config.clip, "CLIP", "clip", "CLIP=ViT-B-32:laion2b_s34b_b79k")
     return clip_annotator(
-        config.clip, device=device, batch_size=config.batch_size, threads=config.threads
+        config.clip,
+        device=device,
+        precision=config.precision,
+        threads=config.threads,
+        batch_size=config.batch_size,
     )
 
 
@@ -176,34 +184,34 @@ def _aesthetic(config: Annotate, direct: "list[Annotator]", out: str) -> "list[D
 
     _require(config.aesthetic_head, "AESTHETIC_HEAD", "aesthetic", "AESTHETIC_HEAD=head.pth")
     clip = _source(config, "clip", direct, out)
-    paths = _split(config.aesthetic_head)
-    return [AestheticAnnotator(load_head(path, "AESTHETIC_HEAD"), clip) for path in paths]
+    heads = [load_head(path, "AESTHETIC_HEAD") for path in _split(config.aesthetic_head)]
+    _require_fit(heads, clip, direct, out)
+    return [AestheticAnnotator(head, clip) for head in heads]
 
 
 def _safety(config: Annotate, direct: "list[Annotator]", out: str) -> "DerivedAnnotator":
-    from pipeline.annotate.blocklist import load_blocklists
-    from pipeline.annotate.safety import SafetyAnnotator
-
     from captioner.heads import load_head
+    from pipeline.annotate.blocklist import read_blocklist
+    from pipeline.annotate.safety import SafetyAnnotator
     from pipeline.errors import UserError
 
-    heads = {"nsfw": config.nsfw_head, "watermark": config.watermark_head}
-    if not any(heads.values()) and not config.blocklists:
+    given = {"nsfw": config.nsfw_head, "watermark": config.watermark_head}
+    if not any(given.values()) and not config.blocklists:
         raise UserError(
             "STAGES=safety has nothing to tell by",
             "give NSFW_HEAD=, WATERMARK_HEAD= or BLOCKLISTS=<files of hashes>",
         )
-    loaded = {
-        f"{name}_head": load_head(path, f"{name.upper()}_HEAD")
-        for name, path in heads.items()
-        if path
-    }
+    heads = {k: load_head(path, f"{k.upper()}_HEAD") for k, path in given.items() if path}
+    lists = [read_blocklist(path) for path in _split(config.blocklists)]
+    radius = {"phash": config.phash_radius, "pdq": config.pdq_radius}
+    clip = _source(config, "clip", direct, out) if heads else ""
+    _require_fit(heads.values(), clip, direct, out)
     return SafetyAnnotator(
-        **loaded,
-        clip_run=_source(config, "clip", direct, out) if loaded else "",
-        blocklists=load_blocklists(_split(config.blocklists)),
-        radius=config.blocklist_radius,
-        image_run=_source(config, "image", direct, out) if config.blocklists else "",
+        **heads,
+        clip_run=clip,
+        blocklists=lists,
+        radius={k: bits for k, bits in radius.items() if bits >= 0},
+        image_run=_source(config, "image", direct, out) if lists else "",
     )
 
 
@@ -227,6 +235,18 @@ def _source(config: Annotate, stage: str, direct: "list[Annotator]", out: str) -
     raise UserError(
         f"OUT={config.out} has no columns of stage {stage}", f"ask for it, too: STAGES={stage},..."
     )
+
+
+def _require_fit(heads: "Iterable[Head]", clip: str, direct: "list[Annotator]", out: str) -> None:
+    """UserError before hours of reading where a head is not for embeddings of that width."""
+    from pipeline import runs
+    from pipeline.annotate.annotator import KIND
+    from pipeline.annotate.heads import require_width
+
+    for head in heads:
+        made = [a.config for a in direct if a.name == "clip"]
+        config = made[0] if made else runs.require(out, KIND, clip)["config"]
+        require_width(head, config["width"])
 
 
 def _require(value: str, flag: str, stage: str, example: str) -> None:
