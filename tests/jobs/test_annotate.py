@@ -89,7 +89,7 @@ def test_clip_and_what_is_derived_from_it(raw, tmp_path, capsys):
     rows = pq.read_table(image / "00000.parquet").to_pylist()
     hashes.write_text(rows[7]["md5"] + "\n")
     head = tmp_path / "head.safetensors"
-    _write_head(head, 128)
+    _write_head(head, 192)
     more = {"stages": "clip,aesthetic,safety", "clip": "bundled", "limit": 40, "batch_size": 8}
     heads = {"aesthetic_head": head, "blocklists": hashes}
     assert main(arguments(raw, tmp_path / "out", **more, **heads)) == 0
@@ -104,7 +104,7 @@ def test_clip_and_what_is_derived_from_it(raw, tmp_path, capsys):
     capsys.readouterr()
     _write_head(head, 64)
     assert main(arguments(raw, tmp_path / "out", **more, **heads)) == 2
-    assert "takes embeddings of 64 numbers, these have 128" in capsys.readouterr().err
+    assert "takes embeddings of 64 numbers, these have 192" in capsys.readouterr().err
 
 
 def _write_head(path: Path, width: int) -> None:
