@@ -82,7 +82,7 @@ def run(config: Curate) -> "list[Summary]":
     summaries += annotate.run(_as(Annotate, config, shards=folder))
     if config.kinds:
         _say_step("dedup")
-        summaries.append(dedup.run(_as(Dedup, config)))
+        summaries.append(dedup.run(_as(Dedup, config, clip="")))  # its columns, not a model
     keep = _keep_name(config)
     if keep:
         _say_step("select")
