@@ -43,6 +43,7 @@ SENT = {
     "http://[::ffff:7f00:1]/": "http://[::ffff:7f00:1]/",
     "http://[0:0:0:0:0:0:0:1]:81/": "http://[::1]:81/",
     "http://a\u3002test/": "http://a.test/",
+    "http://-a_b-.test/": "http://-a_b-.test/",
 }
 REFUSED = {
     "": "bad_url",
@@ -52,7 +53,6 @@ REFUSED = {
     "http:///x.jpg": "bad_url",
     "http://a b/": "bad_url",
     "http://a..b/": "bad_url",
-    "http://-a.test/": "bad_url",
     "http://a.test%00.b/": "bad_url",
     "http://1.2.3.4.5/": "bad_url",
     "http://256.256.256.256/": "bad_url",
