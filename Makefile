@@ -78,7 +78,7 @@ dedup: $(READY)  ## Exact, near and semantic duplicates, and evaluation sets.  O
 
 select: $(READY)  ## A keep-list by SQL.  OUT= [WHERE="width >= 256 and language = 'en'"] [PRESET=datacomp-basic] [TOP='30 % by similarity']
 	$(call need,OUT,OUT=data/mine WHERE="width >= 256")
-	@$(JOBS) select $(HOW) $(SELECT) $(call flag,PRESET,preset) $(call flag,TARGET,target) $(ARGS)
+	@$(JOBS) select $(HOW) $(SELECT) $(call flag,PRESET,preset) $(call flag,TARGET,target) $(call flag,CLUSTERS,clusters) $(call flag,RUNS,runs) $(ARGS)
 
 keep-export: $(READY)  ## A keep-list as DataComp's uid file.  OUT= KEEP=<run> FILE=uids.npy
 	$(call need,OUT,OUT=data/mine KEEP=<run> FILE=uids.npy)

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline import runs, storage
+from pipeline.errors import UserError
 from pipeline.runs import Run, canonical
 from pipeline.schemas import OK, table_of
 from pipeline.writing import ShardWriter
@@ -58,9 +59,13 @@ def require_accounted(record: Record) -> None:
 def write_sidecar(url: str, table: pa.Table, record: Record) -> None:
     """Commits one sidecar. Same table and record, same bytes."""
     require_accounted(record)
-    metadata = {_METADATA: canonical(asdict(record)).encode()}
     with storage.write_atomic(url) as part:
-        write_parquet(table.replace_schema_metadata(metadata), part)
+        write_parquet(recorded(table, record), part)
+
+
+def recorded(table: pa.Table, record: Record) -> pa.Table:
+    """A sidecar's table with its record, as its file holds them."""
+    return table.replace_schema_metadata({_METADATA: canonical(asdict(record)).encode()})
 
 
 def write_parquet(table: pa.Table, path: object) -> None:
@@ -91,9 +96,15 @@ def sidecar_rows(url: str, columns: list[str]) -> Iterator[dict]:
 
 
 def in_memory(url: str) -> pa.BufferReader:
-    """A small file for Arrow to read. Never a Python file: Arrow's threads may still hold that
-    when the interpreter exits, and then the process aborts."""
-    return pa.BufferReader(storage.read_bytes(url))
+    """A small file for Arrow to read, in memory of Arrow's own.
+
+    Never a Python file, nor Python's bytes: Arrow's threads may still hold those when the
+    interpreter exits, and then the process aborts.
+    """
+    data = storage.read_bytes(url)
+    buffer = pa.allocate_buffer(len(data))
+    memoryview(buffer).cast("B")[:] = data
+    return pa.BufferReader(buffer)
 
 
 def sha256_file(url: str) -> str:
@@ -107,11 +118,13 @@ def write_shard(
     schema: pa.Schema,
     rows: Callable[[ShardWriter], Iterable[dict]],
     record: Callable[[pa.Table], Record],
+    stats: Callable[[pa.Table], dict] | None = None,
 ) -> Record:
-    """Commits one shard; no tar where no row is `ok`.
+    """Commits one shard; no tar where its record counts no status `ok`.
 
     rows: writes samples and gives a row for each. record: what the shard says of itself, asked for
-    when all rows are there.
+    when all rows are there. stats: what its `_stats.json` says in other words than `write_stats`
+    would, asked for after that.
     """
     start = time.time()
     storage.remove(stats_url(run, shard))  # what it marks ends here
@@ -120,7 +133,9 @@ def write_shard(
     with storage.write_atomic(run.file(tar)) as part:
         with ShardWriter(part) as writer:
             table = table_of(rows(writer), schema)
-        if OK in tally(table)["status"]:
+        made = record(table)
+        require_accounted(made)
+        if made.counts["status"].get(OK):
             files[tar] = {"size": writer.size, "sha256": writer.sha256}
         else:
             part.unlink()
@@ -128,19 +143,36 @@ def write_shard(
     with storage.write_atomic(run.file(parquet)) as part:
         write_parquet(table, part)
         files[parquet] = {"size": part.stat().st_size, "sha256": sha256_file(str(part))}
-    made = record(table)
     end = time.time()
     clocks = {"start_time": start, "end_time": end, "duration": end - start}
-    write_stats(run, made, files, clocks)
+    write_stats(run, made, files, clocks, stats(table) if stats else {})
     return made
+
+
+def refuse_foreign_shards(run: Run, what: str) -> None:
+    """Raw shards are written once: UserError where some stand in the folder of a run that never was.
+
+    what: the shards that were to be written, in words.
+    """
+    if runs.load(run.out, run.kind, run.name) or not storage.list_files(run.folder, ".tar"):
+        return
+    raise UserError(
+        f"OUT={run.out}: {run.folder} holds shards that are no {what}",
+        "give another OUT; to recaption these shards, name them: SHARDS=...",
+    )
 
 
 def stats_url(run: Run, shard: str) -> str:
     return run.file(f"{shard}_stats.json")
 
 
-def write_stats(run: Run, record: Record, files: dict[str, dict], clocks: dict) -> None:
-    """Marks a shard done. files: name -> {"size", "sha256"}; the names img2dataset uses, too."""
+def write_stats(
+    run: Run, record: Record, files: dict[str, dict], clocks: dict, told: dict | None = None
+) -> None:
+    """Marks a shard done. files: name -> {"size", "sha256"}; the names img2dataset uses, too.
+
+    told: replaces what is said here of failures to download and to resize, and of messages.
+    """
     require_accounted(record)
     status = record.counts["status"]
     stats = {
@@ -149,6 +181,7 @@ def write_stats(run: Run, record: Record, files: dict[str, dict], clocks: dict) 
         "failed_to_download": 0,
         "failed_to_resize": 0,
         "status_dict": {**{"success": status.get("ok", 0)}, **record.counts["reason"]},
+        **(told or {}),
         **clocks,
         "files": files,
         "record": asdict(record),

@@ -14,6 +14,10 @@ TAKES = {
     "bench_fit": ("--quick",),
     "bench_bundled": ("--quick",),
     "bench_oracle": ("--data",),
+    "bench_crawl": ("--data", "--quick"),
+    "bench_annotate": ("--data", "--quick"),
+    "bench_dedup": ("--quick",),
+    "bench_select": ("--quick",),
 }
 """Benchmark -> the flags that mean something to it."""
 

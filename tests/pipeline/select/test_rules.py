@@ -116,6 +116,12 @@ def test_only_what_is_mentioned_is_read(shard, out):
     assert rules.needed == {"columns/image@1": [], "columns/text@1": ["words"]}
 
 
+def test_the_uid_of_any_run(shard, out):
+    where = f"""words > 1 and "text@1".uid <> '{uid_at(shard, 0)}' and key < '000000002'"""
+    said = reasons(out, shard, rules_of(out, where))
+    assert said == [where.split(" and ")[1], "truncated", "key < '000000002'"]
+
+
 def test_taken_down(shard, out):
     said = reasons(out, shard, rules_of(out, "words > 1"), taken_down=frozenset({uid_at(shard, 2)}))
     assert said == [None, "truncated", "taken_down"]
