@@ -1,7 +1,10 @@
 """A keep-list as other steps read it: which samples of a shard stay, and why the others do not."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+
+import pyarrow as pa
 
 from pipeline import commit, storage
 from pipeline.aligned import AlignedRows
@@ -26,7 +29,7 @@ class KeepList:
         """What a derived file records of it; BadShard where it does not know the shard."""
         if not storage.exists(self._url(shard)):
             raise BadShard(f"shard {shard.name} has no keep-list {self.run}")
-        return {f"{KIND}/{self.run}": commit.sha256_file(self._url(shard))}
+        return {f"{KIND}/{self.run}": verdicts_sha256(self._url(shard))}
 
     def verdicts(self, shard: Shard) -> AlignedRows:
         """Its rows, beside the shard's samples."""
@@ -44,3 +47,15 @@ class KeepList:
 
     def _url(self, shard: Shard) -> str:
         return storage.join(self.out, KIND, self.run, f"{shard.name}.parquet")
+
+
+def verdicts_sha256(url: str) -> str:
+    """A hash of what a keep-list says of a shard, whatever it was made from: the same verdicts
+    found anew change nothing that was made of them. BadShard where the file is damaged."""
+    digest = hashlib.sha256()
+    try:
+        for row in commit.sidecar_rows(url, ["uid", "keep", "reason"]):
+            digest.update(f"{row['uid']} {row['keep']} {row['reason']}\n".encode())
+    except (OSError, pa.ArrowException) as e:
+        raise BadShard(f"{url} is damaged: delete it and make it again") from e
+    return digest.hexdigest()

@@ -4,12 +4,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import commit, storage
+from pipeline import commit, storage, tombstones
 from pipeline.errors import UserError
 from pipeline.schemas import SHARDS
 
@@ -28,6 +28,8 @@ class Shard:
     sha256: str = ""
     samples: int | None = None
     limit: int | None = None  # read only the first so many samples
+    # Where its data folder keeps them: whoever reads the shard honours them.
+    tombstones: str = field(default="", compare=False, repr=False)
 
     @property
     def identity(self) -> dict:
@@ -60,7 +62,7 @@ def register(out: str, urls: Iterable[str], *, save: bool = True) -> list[Shard]
         row = known.get(stored) or {"name": _new_name(stored, taken), "url": stored}
         taken.add(row["name"])
         known[stored] = row = row | _content(url, row, now)
-        shards.append(_shard(row, url))
+        shards.append(_shard(out, row, url))
     if save:
         _save(out, known.values())
     return shards
@@ -69,7 +71,7 @@ def register(out: str, urls: Iterable[str], *, save: bool = True) -> list[Shard]
 def load(out: str) -> list[Shard]:
     """Every shard registered so far, by name."""
     rows = sorted(_load(out), key=lambda row: row["name"])
-    return [_shard(row, _opened_url(out, row["url"])) for row in rows]
+    return [_shard(out, row, _opened_url(out, row["url"])) for row in rows]
 
 
 def learn(out: str, read: dict[str, dict]) -> None:
@@ -123,9 +125,9 @@ def _opened_url(out: str, stored: str) -> str:
     return storage.join(out, stored) if here else stored
 
 
-def _shard(row: dict, url: str) -> Shard:
+def _shard(out: str, row: dict, url: str) -> Shard:
     fields = {k: v for k, v in row.items() if v is not None}
-    return replace(Shard(**fields), url=url)
+    return replace(Shard(**fields), url=url, tombstones=storage.join(out, tombstones.FILE))
 
 
 def _fingerprints(urls: list[str]) -> list[storage.Fingerprint]:

@@ -97,7 +97,7 @@ class MixWork:
                 config_hash=self.run.config_hash,
                 inputs=inputs | {"shard": shard.identity | {"sha256": report.sha256}},
                 environment={},
-                counts={"samples": report.samples, **commit.tally(table), **_realised(table)},
+                counts={"samples": report.samples, **commit.tally(table), **realised(table)},
             )
 
         return commit.write_shard(self.run, shard.name, MIX, rows, record)
@@ -260,7 +260,7 @@ def _new_key(shard: str, sample: Sample, taken: set[str]) -> str:
     return key
 
 
-def _realised(table: pa.Table) -> dict:
+def realised(table: pa.Table) -> dict:
     """How often each source was used, and drawn but replaced."""
     used: Counter[str] = Counter()
     fallback: Counter[str] = Counter()

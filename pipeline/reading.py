@@ -6,11 +6,11 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO
 
-from pipeline import storage
+from pipeline import storage, tombstones
 from pipeline.limits import MAX_BYTES
 from pipeline.manifest import Shard
 from pipeline.samples import Sample, uid_of
@@ -21,8 +21,13 @@ IMAGE_SUFFIXES = (
 )
 """A sample's image is its first member with one of these suffixes, in this order of preference."""
 
-READING_REASONS = ("no_image", "empty", "too_many_bytes", "killed_worker")
+READING_REASONS = ("no_image", "empty", "too_many_bytes", "killed_worker", tombstones.TAKEN_DOWN)
 """Why a sample comes without its image; what decoding finds is in `pipeline.images`."""
+
+STUB = "__taken_down__/"
+"""Begins the name of the member that stands where a sample was cut out: the rest is its key, the
+content its uid. Readers of webdatasets skip it, as `__meta__` members; ours yields a sample without
+content, so that rows made before and after have the same order."""
 
 MAX_TEXT_BYTES = 1 << 16
 MAX_JSON_BYTES = 1 << 20
@@ -56,6 +61,9 @@ class _Group:
     key: str
     members: dict[str, bytes | None] = field(default_factory=dict)  # None: over its limit
     offsets: dict[str, int] = field(default_factory=dict)  # of the members' bytes in the tar
+    start: int = 0  # of the first member's header
+    end: int = 0  # of the last member, its padding included
+    buried: str | None = None  # the uid that a stub tells
 
 
 def read_samples(
@@ -63,19 +71,25 @@ def read_samples(
 ) -> Iterator[Sample]:
     """Yields every sample of a shard in order; memory does not grow with the shard.
 
+    What its data folder buried comes without image, text and meta, TAKEN_DOWN as the reason.
+
     lost: indices of samples that killed the process before; they come without their image.
     Raises BadShard, naming the shard and the cause, for a torn tar, a tar that holds fewer
     samples than its stats promise, and members of one key that are not adjacent.
     """
     report = report if report is not None else ReadReport()
     expected = _promised(shard)
+    buried = tombstones.at(shard.tombstones)
     try:
         with storage.open_read(shard.url) as file:
             stream = _Hashing(file, wanted=not shard.etag)
             for group in _groups(shard, stream, report):
                 if shard.limit is not None and report.samples == shard.limit:
                     break
-                yield _sample(shard.name, report.samples, group, lost)
+                sample = _sample(shard.name, report.samples, group, lost)
+                if buried and sample.reason != tombstones.TAKEN_DOWN and buried.bury(sample):
+                    sample = _buried(sample.index, sample.uid, sample.key)
+                yield sample
                 report.samples += 1
             if shard.limit is None or storage.is_local(shard.url):
                 report.sha256 = stream.finish()
@@ -166,26 +180,45 @@ def _groups(shard: Shard, stream: _Hashing, report: ReadReport) -> Iterator[_Gro
         for member in tar:
             tar.members.clear()  # else tarfile keeps every header
             name = member.name.encode("utf-8", "backslashreplace").decode().removeprefix("./")
-            match = _KEY.match(name)
-            base = name.rsplit("/", 1)[-1]
-            if not member.isreg() or not match or _is_no_sample(base):
+            found = key_and_suffix(name) if member.isreg() else None
+            if found is None:
                 report.ignored += not member.isdir()
                 continue
-            key, suffix = match[1], match[2].lower()
+            key, suffix = found
             if group is None or key != group.key:
                 if group is not None:
                     yield group
                 if key in seen:
                     raise _bad(shard, f"members of key {key!r} are not adjacent; repack it by key")
                 seen.add(key)
-                group = _Group(key)
+                group = _Group(key, start=member.offset)
+            if name.startswith(STUB):
+                group.buried = _told(tar, member)
             if suffix in group.members or len(group.members) == MAX_MEMBERS_PER_KEY:
                 raise _bad(shard, f"key {key!r} has {suffix!r} twice, or too many members")
             group.members[suffix] = _content(tar, member, suffix)
             group.offsets[suffix] = member.offset_data
+            group.end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         _check_end(shard, tar)
     if group is not None:
         yield group
+
+
+def key_and_suffix(name: str) -> tuple[str, str] | None:
+    """Which sample a member belongs to, and as what; None for one that belongs to no sample.
+
+    A key is what stands before the first dot of the file's name. A stub has no suffix.
+    """
+    if name.startswith(STUB):
+        return name.removeprefix(STUB), ""
+    match = _KEY.match(name)
+    if not match or _is_no_sample(name.rsplit("/", 1)[-1]):
+        return None
+    return match[1], match[2].lower()
+
+
+def _told(tar: tarfile.TarFile, stub: tarfile.TarInfo) -> str:
+    return tar.extractfile(stub).read(64).decode("ascii", "replace")
 
 
 def _is_no_sample(name: str) -> bool:
@@ -207,9 +240,7 @@ def _check_end(shard: Shard, tar: _Tar) -> None:
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | None:
     """The bytes of a member that we use, None where it is over its limit."""
-    last = suffix.rsplit(".", 1)[-1]
-    limits = {"txt": MAX_TEXT_BYTES, "json": MAX_JSON_BYTES}
-    limit = limits.get(suffix, MAX_BYTES if last in IMAGE_SUFFIXES else 0)
+    limit = _limit(suffix)
     if limit == 0:
         return b""
     if member.size > limit:
@@ -220,17 +251,34 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> byte
     return data
 
 
+def _limit(suffix: str) -> int:
+    """Most bytes of a member, 0 for one that is of no use to us."""
+    last = suffix.rsplit(".", 1)[-1]
+    limits = {"txt": MAX_TEXT_BYTES, "json": MAX_JSON_BYTES}
+    return limits.get(suffix, MAX_BYTES if last in IMAGE_SUFFIXES else 0)
+
+
+def sample_of(shard: str, key: str, members: Mapping[str, bytes]) -> Sample:
+    """The sample that the members of a key make (suffix -> bytes), as `read_samples` yields it."""
+    held = {s: data if len(data) <= _limit(s) else None for s, data in members.items()}
+    return _sample(shard, 0, _Group(key, held), frozenset())
+
+
 def _sample(shard: str, index: int, group: _Group, lost: frozenset[int]) -> Sample:
+    if group.buried is not None:
+        known = bool(_UID.match(group.buried))
+        return _buried(index, group.buried if known else uid_of(shard, group.key), group.key)
     image, reason, member = _image(group.members)
     if index in lost:
         image, reason = b"", "killed_worker"
     meta, meta_status = _meta(group.members)
-    ours = _is_ours(meta)
+    ours = is_ours(meta)
     text, text_status = _text({} if ours else group.members, meta)
     return Sample(
         index=index,
-        uid=meta["uid"] if ours else uid_of(shard, group.key),
+        uid=meta["uid"] if ours or is_moved(meta) else uid_of(shard, group.key),
         key=group.key,
+        span=(group.start, group.end),
         image=image,
         offset=group.offsets.get(member, -1),
         reason=reason,
@@ -241,10 +289,20 @@ def _sample(shard: str, index: int, group: _Group, lost: frozenset[int]) -> Samp
     )
 
 
-def _is_ours(meta: dict) -> bool:
+def _buried(index: int, uid: str, key: str) -> Sample:
+    return Sample(index=index, uid=uid, key=key, reason=tombstones.TAKEN_DOWN)
+
+
+def is_ours(meta: dict) -> bool:
     """From a training shard of ours: it keeps its uid, and its `.txt` is not the original text."""
     uid = meta.get("uid")
     return "caption_source" in meta and isinstance(uid, str) and bool(_UID.match(uid))
+
+
+def is_moved(meta: dict) -> bool:
+    """From a resharded raw shard: it tells whence it came, and its uid is the one of that place."""
+    came = meta.get("source_shard"), meta.get("source_key")
+    return all(isinstance(v, str) for v in came) and meta.get("uid") == uid_of(*came)
 
 
 def _image(members: dict[str, bytes | None]) -> tuple[bytes, str, str]:

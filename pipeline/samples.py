@@ -22,6 +22,7 @@ class Sample:
     key: str
     image: bytes = b""
     offset: int = -1  # of the image's bytes in the shard's file
+    span: tuple[int, int] = (0, 0)  # of all its members there, from the first header to the end
     reason: str = ""
     text: str | None = None
     text_status: str = "missing"

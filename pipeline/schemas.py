@@ -56,6 +56,16 @@ SHARDS = pa.schema(
     ]
 )
 
+TOMBSTONES = pa.schema(
+    [
+        pa.field("uid", pa.string()),  # one of these three in every row
+        pa.field("sha256", pa.string()),  # of an image's bytes
+        pa.field("url_sha256", pa.string()),  # of a URL as its list gave it
+        pa.field("reason", pa.string()),  # as it was given
+    ]
+)
+"""What was taken down, and must not come back."""
+
 COLUMNS = pa.schema([*_IDENTITY, *_VERDICT])
 """What every stage's table has beside its own columns."""
 
@@ -133,6 +143,41 @@ TEACHING = pa.schema(
     ]
 )
 """A sample of other shards, for a teacher to caption."""
+
+IMPORTED = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # a uid comes with the name of the shard
+        pa.field("caption", pa.string()),
+        pa.field("captions", pa.list_(pa.string())),  # all of them, where a row has more than one
+        pa.field("caption_status", pa.string(), nullable=False),  # of TEXT_STATUSES
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("sha256", pa.string()),  # of the image's bytes
+        pa.field("row", pa.int64(), nullable=False),  # in the set, from 0
+        *_VERDICT,
+    ]
+)
+"""A row of somebody's data set, as a sample of a raw shard."""
+
+PLACES = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("start", pa.int64(), nullable=False),  # of the first member's header in its file
+        pa.field("size", pa.int64(), nullable=False),  # of all its members, headers and padding
+        *_VERDICT,
+    ]
+)
+"""Where the samples of a shard lie, and which of them go on into other shards."""
+
+RESHARDED = pa.schema(
+    [
+        *_IDENTITY,  # the uid is as it was; the key is new
+        pa.field("source_shard", pa.string(), nullable=False),
+        pa.field("source_key", pa.string(), nullable=False),
+        *_VERDICT,
+    ]
+)
+"""A sample that was moved into another shard."""
 
 TAUGHT = pa.schema(
     [

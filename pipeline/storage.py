@@ -180,6 +180,13 @@ def remove(url: str) -> None:
             fs.rm_file(path)
 
 
+def remove_folder(folder: str) -> None:
+    """Removes a local folder that is empty; object stores have none."""
+    if is_local(folder):
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
+
+
 def remove_temporaries(folder: str) -> None:
     """Deletes what writers that were killed left behind; call it under `exclusive`."""
     if is_local(folder) and Path(folder).is_dir():

@@ -118,6 +118,11 @@ class TeachingWork:
             inputs[name] = source.identity | {"sha256": report.sha256}
 
 
+def suffix_of(format_: str) -> str:
+    """What a file of a format (as Pillow names it) ends in."""
+    return _SUFFIXES.get(format_, format_.lower())
+
+
 def _digest(part: Sequence[Drawn]) -> str:
     lines = canonical([asdict(drawn) for drawn in part])
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -142,7 +147,7 @@ def _write(key: str, sample: Sample, drawn: Drawn, reason: str, writer: ShardWri
         return row | {"status": "failed", "reason": reason}
     row |= {"width": info.width, "height": info.height}
     row["sha256"] = hashlib.sha256(sample.image).hexdigest()
-    members = {_SUFFIXES.get(info.format, info.format.lower()): sample.image}
+    members = {suffix_of(info.format): sample.image}
     if row["caption"] is not None:
         members["txt"] = row["caption"].encode()
     # Its `sha256`, where it has one, is of what was fetched, and stays.

@@ -291,7 +291,7 @@ parts = [
 ]
 for part in parts:
     text = (part * 65536)[:65536].encode()[:65536].decode("utf-8", "ignore")
-    for variant in (text, text + "!", "!" + text, "photo c " + text + " jpg"):
+    for variant in (text + "!", "photo c " + text + " jpg"):
         row = annotator.measure(variant)
         assert row["characters"] == len(variant)
 print("done")

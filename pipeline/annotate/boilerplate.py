@@ -1,0 +1,135 @@
+"""Boilerplate: how much of a text only says what the page's template or its stock agency says.
+
+DALL-E 1 dropped captions that consist mostly of such phrases, like "photographed on <date>"
+(Ramesh et al. 2021, appendix C); which phrases those were is not published. These were read off
+alt texts of the web, of LAION and of permissively licensed sites.
+"""
+
+import re
+
+PRIMARILY = 0.5
+"""A text is boilerplate where this share of its letters and digits, or more, is."""
+
+# A text that has no other words than these and numbers names nothing.
+_EMPTY = """
+alt avatar background banner blank button cover default favicon figure file graphic header hero
+home icon image images img jpeg jpg link loading logo logotype main menu n na none null of page
+photo photograph photos pic pics picture pictures placeholder png preview product profile screenshot
+site slide spacer text the thumb thumbnail title undefined unnamed untitled user web webp website an
+a my for bild bilder foto fotos imagem imagen photographie titelbild vorschau
+"""
+_EMPTY_WORDS = frozenset(_EMPTY.split())
+# Alone these are articles, not a caption without content.
+_FILLERS = frozenset(("a", "an", "the", "of", "my", "for", "main", "home"))
+
+_MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
+    r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
+)
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
+_WEEKDAY = r"(?:mon|tues?|wednes|thurs?|fri|satur|sun)day"
+_DATE = (
+    rf"(?:(?:{_WEEKDAY},? )?(?:{_MONTH} {_DAY},? \d{{4}}|{_DAY} (?:of )?{_MONTH},? \d{{4}}"
+    rf"|{_MONTH},? \d{{4}}|{_MONTH} {_DAY})"
+    r"|\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{2,4}|(?:19|20)\d\d)"
+    r"(?:(?: at|,)? \d{1,2}[:.]\d\d(?:[:.]\d\d)?(?: ?[ap]\.?m\.?)?)?"
+)
+_PICTURE = r"(?:photo(?:graph)?|image|picture|pic|illustration|art(?:work)?|video)s?"
+_STOCK = (
+    "shutterstock|getty images|gettyimages|istock(?:photo)?|alamy|dreamstime|depositphotos|123rf"
+    "|fotolia|adobe stock|vectorstock|bigstock(?:photo)?|can stock photo|freepik|pngtree|pond5"
+    "|fotosearch|photobucket|pinterest|flickr|unsplash|pixabay|pexels|wikimedia commons|stocksy"
+    "|masterfile"
+)
+_SIZE = r"(?:full[ -]?size|full ?screen|larger?|bigger|original|hi-?res|high resolution)"
+_ON_A_PAGE = (
+    "(?:featured|cover|header|main|product|hero|banner|background|profile|post|blog|thumbnail"
+    "|preview|related|gallery|slider?|user|feature|representative|illustrative)"
+)
+_PHRASES = (
+    # when and by whom
+    r"(?:photographed|taken|captured|shot|uploaded|posted|published|created|added|updated)"
+    rf" on (?:the )?{_DATE}",
+    rf"{_PICTURE} (?:by|courtesy (?:of)?|credits?:?|copyright|via|source:?)"
+    r"(?: [\w.'@&-]{1,40}){1,4}",
+    "all rights reserved",
+    r"(?:copyright(?: ?©| ?\(c\)| (?=by |(?:19|20)\d\d))|©|\(c\) ?(?=(?:19|20)\d\d))"
+    rf"(?: ?{_DATE})?(?: ?[\w.'&-]{{1,40}}){{0,4}}",
+    # where it is sold
+    r"(?:royalty[ -]free|stock|rights[ -]managed|editorial|premium|free)"
+    r"(?: (?:stock|vector|royalty[ -]free))?"
+    rf" (?:{_PICTURE}|photography|vectors?|clip ?art|footage|graphics?|cliparts)",
+    rf"(?:©|on|by|via|from|[|@:-])? ?(?:www\.)?(?:{_STOCK})(?:\.com|\.net)?(?! bird)",
+    # what to do with it
+    r"(?:click|tap|hover|press|touch)"
+    r"(?: (?:on|the|this|here|image|photo|picture|thumbnail|over|link|to|for|and|or)){1,6}"
+    r"(?: (?:a |the |in )?(?:enlarge|zoom|view|see|expand|open|download|full|larger?|bigger|more"
+    r"|details?|info|visit|magnify|play|size|version|image|picture|photo|it)){0,5}",
+    r"(?:enlarge|zoom|view|see|show|open|download|expand|share|save|pin|print|load)"
+    rf" (?:this |the |in |as )?(?:{_SIZE}|{_PICTURE}|it|page|all)"
+    rf"(?: (?:version|size|{_PICTURE}|resolution)){{0,2}}",
+    r"(?:opens?|opening) (?:in|on) (?:a )?(?:new|another) (?:window|tab)",
+    r"(?:read|learn|view|see|show|find out) more",
+    r"add to (?:cart|wishlist|basket|favou?rites)|skip to (?:main )?content",
+    r"(?:share|follow|like|find|join)(?: us| this| it)? on"
+    r" (?:facebook|twitter|instagram|linkedin|pinterest|google)",
+    # what is not there
+    rf"(?:no|missing|empty|default|sample|dummy) (?:{_PICTURE}|alt(?:ernative)? text|avatar"
+    r"|thumbnail|cover|description|caption|title)(?: (?:available|found|yet|provided|uploaded))?",
+    rf"{_PICTURE} (?:is |are |was |has )?(?:not |un|coming |currently |no longer |been ){{1,3}}"
+    r"(?:available|found|soon|loaded|provided|unavailable|removed)",
+    r"this image has an empty alt attribute|its file name is|(?:image|photo) may contain",
+    r"image description|alt(?:ernative)? text",
+    # where on the page it stands
+    rf"{_ON_A_PAGE} {_PICTURE}",
+    r"(?:company|site|website|brand|official|our|client|partner|sponsor|header|footer|main)"
+    r" (?:logo|icon)",
+    r"thumbnail for version as of(?: [\w:,]{1,12}){1,5}|displaying|advertisement|sponsored",
+    r"lorem ipsum(?: \w{1,14}){0,6}",
+)
+# Every phrase holds one of these words, or the sign: other texts need no search.
+_WORDS = """
+photographed taken captured shot uploaded posted published created added updated photo photos
+photograph photographs image images picture pictures pic pics illustration illustrations art arts
+artwork artworks video videos rights copyright c photography vector vectors clip clipart cliparts
+footage graphic graphics shutterstock getty gettyimages istock istockphoto alamy dreamstime
+depositphotos 123rf fotolia stock vectorstock bigstock bigstockphoto freepik pngtree pond5
+fotosearch photobucket pinterest flickr unsplash pixabay pexels wikimedia stocksy masterfile click
+tap hover press touch enlarge zoom view see show open download expand share save pin print load
+opens opening more add skip facebook twitter instagram linkedin google alt alternative avatar
+thumbnail cover description caption title attribute file text logo icon displaying advertisement
+sponsored lorem
+"""
+_TRIGGERS = frozenset(_WORDS.split())
+_BOILERPLATE = re.compile("|".join(rf"(?<!\w)(?:{p})(?!\w)" for p in _PHRASES))
+
+
+def boilerplate_share(text: str, words: list[str]) -> float:
+    """The share of a text's letters and digits that stand in stock phrases, 0 to 1.
+
+    words: of the text. 1 where it consists of nothing but words for pictures, files and their
+    places on a page, and numbers.
+    """
+    lower = [word.lower() for word in words]
+    if _names_nothing(lower):
+        return 1.0
+    if _TRIGGERS.isdisjoint(lower) and "\u00a9" not in text:
+        return 0.0
+    total = sum(map(len, words))
+    folded = " ".join(text.lower().split())
+    covered = sum(_alphanumeric(match[0]) for match in _BOILERPLATE.finditer(folded))
+    return min(1.0, covered / total) if total else 0.0
+
+
+def _names_nothing(words: list[str]) -> bool:
+    others = [word for word in words if not word.isdigit()]
+    return (
+        len(others) <= 6
+        and bool(others)
+        and _EMPTY_WORDS.issuperset(others)
+        and not _FILLERS.issuperset(others)
+    )
+
+
+def _alphanumeric(text: str) -> int:
+    return sum(map(str.isalnum, text))

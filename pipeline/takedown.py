@@ -1,0 +1,61 @@
+"""The take-down: samples removed from everything that a data folder holds, and kept out of it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from pipeline import catalog, runs, storage, tombstones
+from pipeline.holdings import SIDECARS, Holdings
+from pipeline.removal import Removal, Report
+from pipeline.takedown_search import Found, search
+from pipeline.tombstones import Tombstones
+
+
+def find(out: str, asked: Tombstones) -> tuple[Report, Found]:
+    """Everything that is asked for, and all other samples with the same bytes or URL.
+
+    asked: by uid, by the image's bytes, by URL. What is buried already counts as found.
+    """
+    holdings, known = Holdings(out), tombstones.load(out)
+    first = search(holdings, asked)
+    buried = known | asked | first.marks
+    found = search(holdings, buried)
+    affected = Tombstones(uids=found.marks.uids)
+    report = Report(unread=found.unread, buried=buried | affected)
+    report.missing = Tombstones(*_less(first.lacks(asked), known))
+    own = (holdings.raw, holdings.apart, holdings.mixed)
+    report.elsewhere = {
+        storage.public(place): len(keys)
+        for place, keys in found.places.items()
+        if not any(place in tars for tars in own)
+    }
+    return report, found
+
+
+def take_down(out: str, report: Report, found: Found, reason: str) -> None:
+    """Buries what was found, then removes it from every file that is ours; killed, it goes on.
+
+    The tombstones are written first: from then on nothing yields these samples, whatever becomes of
+    this process. Every file is replaced whole. UserError where a job is writing to the folder.
+    """
+    with _alone(out):
+        tombstones.add(out, report.buried, reason)
+        Removal(Holdings(out), report, found).run()
+    catalog.refresh(out)
+
+
+@contextmanager
+def _alone(out: str) -> Iterator[None]:
+    """Holds the folder and all of its runs."""
+    patterns = [f"{kind}/*/{runs.FILE}" for kind in ("shards", "mix", "urls", *SIDECARS)]
+    files = Holdings(out).paths(f"shards/{runs.FILE}", *patterns)
+    folders = {storage.join(out, file.rpartition("/")[0]) for file in files}
+    with ExitStack() as locks:
+        for folder in (out, *sorted(folders)):
+            locks.enter_context(storage.exclusive(folder, hint="wait for it, then try again"))
+        for folder in Holdings(out).folders():  # they may hold what is to go
+            storage.remove_temporaries(folder)
+        yield
+
+
+def _less(some: Tombstones, known: Tombstones) -> tuple[frozenset[str], ...]:
+    return some.uids - known.uids, some.sha256s - known.sha256s, some.urls - known.urls
