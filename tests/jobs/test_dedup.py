@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -274,13 +276,19 @@ def test_evaluation_sets_of_every_sort(evaluated, tmp_path, capsys):
     assert dedup(evaluated, evaluation=evaluated, run="self") == 0
     assert {kind for kind, _ in kinds_of(evaluated, "self").values()} == {"contaminated"}
     capsys.readouterr()
-    for bad, why in (
+    odd = tmp_path / "odd.parquet"
+    commit.write_parquet(pa.table({"sha256": ["xyz"]}), odd)
+    (tmp_path / "md5.txt").write_text("ab" * 16)
+    mistakes = (
         (tmp_path / "none.parquet", "does not exist"),
         (tmp_path / "nothing", "does not exist"),
-        (tmp_path / "no*.tar", "nothing matches"),
+        (tmp_path / "x[12].tar", "nothing matches"),
         (evaluated / "columns/image@pixels-1/run.json", "torn"),
-    ):
-        assert dedup(evaluated, evaluation=bad, run="bad") == 2, bad
+        (odd, "row 1: 'xyz' is no sha256"),
+        (tmp_path / "md5.txt", "a list of md5"),
+    )
+    for number, (bad, why) in enumerate(mistakes):
+        assert dedup(evaluated, evaluation=bad, run=f"bad-{number}") == 2
         assert why in capsys.readouterr().err
 
 
@@ -393,6 +401,17 @@ def test_killed_anywhere_and_run_again(tmp_path):
     assert dedup(out, **flags) == 0
     assert digest(out) == digest(tmp_path / "whole/out")
     assert leftovers(out) == [] and not list(out.glob("columns/dedup@default/.work"))
+
+
+def test_a_data_folder_in_an_object_store(out):
+    store = f"memory:///dedup-{uuid.uuid4().hex}/out"
+    fsspec.filesystem("memory").put(f"{out}/", f"{store}/", recursive=True)
+    flags = {**ALL, "clip": CLIP}
+    assert dedup(out, **flags) == 0 and dedup(store, **flags) == 0
+    for path in sorted((out / "columns/dedup@default").glob("*.parquet")):
+        assert (
+            fsspec.filesystem("memory").cat(f"{store}/{path.relative_to(out)}") == path.read_bytes()
+        )
 
 
 @pytest.mark.slow
