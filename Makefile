@@ -74,7 +74,7 @@ annotate: $(READY)  ## A column for everything there is to know.  OUT= [SHARDS=]
 
 dedup: $(READY)  ## Exact, near and semantic duplicates, and evaluation sets.  OUT= [KINDS=exact,perceptual] [RADIUS=4] [EVALUATION=]
 	$(call need,OUT,OUT=data/mine KINDS=exact,perceptual)
-	@$(JOBS) dedup $(HOW) $(call flag,KINDS,kinds) $(call flag,RADIUS,radius) $(call flag,CLIP,clip) $(call flag,EVALUATION,evaluation) $(ARGS)
+	@$(JOBS) dedup $(HOW) $(call flag,KINDS,kinds) $(call flag,RADIUS,radius) $(call flag,SIMILARITY_ABOVE,similarity-above) $(call flag,KEEP_RULE,keep-rule) $(call flag,CLIP,clip) $(call flag,EVALUATION,evaluation) $(call flag,MEMORY_GB,memory-gb) $(ARGS)
 
 select: $(READY)  ## A keep-list by SQL.  OUT= [WHERE="width >= 256 and language = 'en'"] [PRESET=datacomp-basic] [TOP='30 % by similarity']
 	$(call need,OUT,OUT=data/mine WHERE="width >= 256")
@@ -92,9 +92,9 @@ reshard: $(READY)  ## Balanced shards of what a keep-list keeps.  OUT= TO= [KEEP
 	$(call need,OUT,OUT=data/mine KEEP=<run> TO=data/balanced)
 	@$(JOBS) reshard $(HOW) $(call flag,SHARDS,shards) $(call flag,TO,to) $(call flag,KEEP,keep) $(call flag,SHARD_SIZE,shard-size) $(call flag,SEED,seed) $(ARGS)
 
-takedown: $(READY)  ## Remove samples everywhere, and keep them out.  OUT= UIDS=|SHA256S=|URLS= [DRY_RUN=1]
+takedown: $(READY)  ## Remove samples everywhere, and keep them out.  OUT= UIDS=|SHA256S=|URLS= [REASON=] [DRY_RUN=1]
 	$(call need,OUT,OUT=data/mine UIDS=<uid>)
-	@$(JOBS) takedown $(call flag,OUT,out) $(call flag,UIDS,uids) $(call flag,SHA256S,sha256s) $(call flag,URLS,urls) $(if $(DRY_RUN),--dry-run) $(ARGS)
+	@$(JOBS) takedown $(call flag,OUT,out) $(call flag,UIDS,uids) $(call flag,SHA256S,sha256s) $(call flag,URLS,urls) $(call flag,REASON,reason) $(if $(UNKNOWN),--unknown) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 caption: $(READY)  ## Captions only.  SHARDS= OUT= CAPTIONER= [STYLES=] [KEEP=<run>] [RUN=]
 	$(call need,SHARDS,SHARDS='raw/*.tar' OUT=data/mine CAPTIONER=<name>)

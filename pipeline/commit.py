@@ -7,7 +7,6 @@ and a `_stats.json`; the last is its record, is written last, and marks it done.
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -44,8 +43,9 @@ def tally(table: pa.Table) -> dict:
     counts: dict = {"rows": table.num_rows}
     for name in table.column_names:
         if name.endswith("status") or name == "reason":
-            values = Counter(v for v in table.column(name).to_pylist() if v is not None)
-            counts[name] = dict(sorted(values.items()))
+            values = table.column(name).drop_null().value_counts()
+            pairs = zip(*(values.field(i).to_pylist() for i in (0, 1)), strict=True)
+            counts[name] = dict(sorted(pairs))
     return counts
 
 

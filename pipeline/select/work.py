@@ -74,8 +74,8 @@ class SelectWork(KeepWork):
 
     def _inputs(self, sources: ShardSources) -> dict:
         pool = {"pool": self.pool.identity} if self.pool.identity else {}
-        buried = {"taken_down": sources.taken_down(self.taken_down)} if self.taken_down else {}
-        return sources.inputs() | pool | buried
+        buried = sources.taken_down(self.taken_down)
+        return sources.inputs() | pool | ({"taken_down": buried} if buried else {})
 
 
 class Judge:
