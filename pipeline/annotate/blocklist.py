@@ -25,6 +25,14 @@ WIDEST = {"phash": 15, "pdq": 63}
 """Beyond, a list of any length matches strangers."""
 MAX_BYTES = 2**31
 
+COLUMNS = {
+    "md5": ("md5", "fetched_md5"),
+    "sha256": ("sha256", "fetched_sha256"),
+    "phash": ("phash",),
+    "pdq": ("pdq",),
+}
+"""The columns of stage `image` that a kind is looked for in."""
+
 _NAMES = {kind: kind for kind in DIGITS} | {"pdq_hash": "pdq", "hash": "", "value": ""}
 _BY_DIGITS = {16: "phash", 32: "md5"}
 _HASH = re.compile(r"[0-9a-f]+")
@@ -203,7 +211,8 @@ class Blocker:
     """Lists that are ready to be asked; index memory as `HashIndex` says."""
 
     def __init__(self, lists: Sequence[Blocklist], radius: Mapping[str, int]) -> None:
-        self._lists = [(one, HashIndex(one.hashes, radius.get(one.kind, 0))) for one in lists]
+        ready = [(one, HashIndex(one.hashes, radius.get(one.kind, 0))) for one in lists]
+        self._asked = [(one, index, c) for one, index in ready for c in COLUMNS[one.kind]]
 
     def matches(self, rows: Sequence[Mapping]) -> list[tuple[str, int] | None]:
         """(title of the list, distance) for each row of stage `image`, None where none matches.
@@ -212,9 +221,9 @@ class Blocker:
         RELIABLE_QUALITY are compared by their exact hashes only: plain ones are all alike.
         """
         best: list[tuple[str, int] | None] = [None] * len(rows)
-        for one, index in self._lists:
-            asked = [i for i, row in enumerate(rows) if _comparable(row, one.kind)]
-            words = _words([rows[i][one.kind] for i in asked], DIGITS[one.kind])
+        for one, index, column in self._asked:
+            asked = [i for i, row in enumerate(rows) if _comparable(row, one.kind, column)]
+            words = _words([rows[i][column] for i in asked], DIGITS[one.kind])
             _, distances = index.nearest(words)
             for i, distance in zip(asked, distances.tolist(), strict=True):
                 before = best[i]
@@ -229,7 +238,7 @@ def _words(hashes: Sequence[str], digits: int) -> np.ndarray:
     return data.reshape(-1, digits // 16).astype(np.uint64)
 
 
-def _comparable(row: Mapping, kind: str) -> bool:
+def _comparable(row: Mapping, kind: str, column: str) -> bool:
     if kind in RADIUS and (row.get("pdq_quality") or 0) < RELIABLE_QUALITY:
         return False
-    return row[kind] is not None
+    return row[column] is not None

@@ -1,11 +1,12 @@
 """The annotator `image`: what the header says, what the pixels look like, and hashes of both.
 
-Its columns are a pure function of the image's bytes. Of an image that is refused there is only a
-row with the reason.
+Its columns are a pure function of the image's bytes, less two hashes that the sample's `.json` tells.
+Of an image that is refused there is only a row with the reason.
 """
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from pipeline.limits import FORMATS
 
 VERSION = 1  # of the columns: to be raised with whatever changes a value
 
+_HEX = re.compile("[0-9a-f]+")
 _ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 # Formats in which any mode may name one colour, or palette entries, as transparent.
 _KEYED_FORMATS = frozenset({"PNG", "GIF"})
@@ -55,6 +57,10 @@ class ImageAnnotator:
         # Of the image's bytes as they stand in the shard.
         pa.field("sha256", pa.string()),
         pa.field("md5", pa.string()),
+        # Of the bytes as they were fetched, where the sample's `.json` says so: block-lists hold
+        # these, and a crawl that resizes or strips metadata changes the bytes.
+        pa.field("fetched_sha256", pa.string()),
+        pa.field("fetched_md5", pa.string()),
         pa.field("num_bytes", pa.int64()),
     )
 
@@ -99,12 +105,20 @@ class ImageAnnotator:
             "pdq_quality": perceptual.pdq_quality,
             "sha256": hashlib.sha256(data).hexdigest(),
             "md5": hashlib.md5(data, usedforsecurity=False).hexdigest(),
+            "fetched_sha256": _hash(view.sample.meta.get("sha256"), 64),
+            "fetched_md5": _hash(view.sample.meta.get("md5"), 32),
             "num_bytes": len(data),
         }
 
     def annotate(self, prepared: Sequence[dict]) -> Sequence[dict]:
         """What `prepare` made."""
         return prepared
+
+
+def _hash(value: object, digits: int) -> str | None:
+    """What a stranger's `.json` calls a hash, if it is one."""
+    text = value.lower() if isinstance(value, str) and len(value) == digits else ""
+    return text if _HEX.fullmatch(text) else None
 
 
 def _has_alpha(kind: str, mode: str, data: bytes) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from pipeline.annotate.aesthetic import embeddings_of
-from pipeline.annotate.blocklist import Blocker, Blocklist, check_radii
+from pipeline.annotate.blocklist import COLUMNS, Blocker, Blocklist, check_radii
 from pipeline.annotate.heads import Head, model_label, require_answer
 from pipeline.errors import UserError
 from pipeline.hashes import RELIABLE_QUALITY
@@ -23,8 +23,8 @@ class SafetyAnnotator:
     no lists; blocked_distance: in how many bits it differs, 0 for exact hashes. A match is a finding,
     not a failure: the row is `ok`, and dropping it is up to whoever selects (`blocked is null`), so
     that a list can be revised without losing a sample. radius: bits by kind, else blocklist.RADIUS.
-    Exact hashes are of the bytes in the shard: a crawl that resizes or strips metadata changes them,
-    and only perceptual lists still find the image.
+    Exact hashes are those of the bytes in the shard, and of those that were fetched where its `.json`
+    tells them, as a crawl's does.
 
     The lists' content is in memory and in pickles for the workers, never in config, log or output.
     """
@@ -56,7 +56,7 @@ class SafetyAnnotator:
         if self._heads:
             self.sources[clip_run] = ("embedding",)
         if self._lists:
-            hashes = dict.fromkeys(one.kind for one in self._lists)
+            hashes = dict.fromkeys(c for one in self._lists for c in COLUMNS[one.kind])
             self.sources[image_run] = (*hashes, *([QUALITY] if self._radius else []))
         self.config = {
             "version": 1,

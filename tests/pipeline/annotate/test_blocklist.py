@@ -183,7 +183,8 @@ def blocklist(name: str, kind: str, hashes: np.ndarray) -> Blocklist:
 
 
 def row(**hashes: object) -> dict:
-    return {"md5": None, "sha256": None, "phash": None, "pdq": None, "pdq_quality": 100} | hashes
+    columns = ("md5", "fetched_md5", "sha256", "fetched_sha256", "phash", "pdq")
+    return dict.fromkeys(columns) | {"pdq_quality": 100} | hashes
 
 
 def test_a_match_names_the_nearest_list():
@@ -207,6 +208,7 @@ def test_a_match_names_the_nearest_list():
         row(),
         row(phash=hex_of(a[3]), pdq_quality=49),  # plain: alike with everything plain
         row(phash=hex_of(a[3]), md5=MD5[0], pdq_quality=0),
+        row(md5=SHA[1][:32], fetched_md5=MD5[1]),  # as it was before the crawl shrank it
     ]
     assert blocker.matches(rows) == [
         ("a.txt:phash", 6),
@@ -216,6 +218,7 @@ def test_a_match_names_the_nearest_list():
         ("a.txt:phash", 2),
         None,
         None,
+        ("c.txt:md5", 0),
         ("c.txt:md5", 0),
     ]
     assert blocker.matches([]) == []

@@ -271,11 +271,27 @@ def test_agrees_with_plain_pillow_and_numpy(source):
         qualities.append(abs(ours.pop("pdq_quality") - plain.pop("pdq_quality")))
         for name in MEASURED:
             assert ours.pop(name) == pytest.approx(plain.pop(name), rel=1e-5, abs=1e-9)
+        assert (ours.pop("fetched_sha256"), ours.pop("fetched_md5")) == (None, None)
         assert ours == plain
     # Pillow's resize has other filters than exact means, and rounds to whole grey levels.
     assert np.percentile(phashes, 90) <= 4
     assert np.percentile(pdqs, 90) <= 10
     assert np.percentile(qualities, 90) <= 2
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        ({"sha256": "AB" * 32, "md5": "0f" * 16}, ("ab" * 32, "0f" * 16)),
+        ({"sha256": "ab" * 16, "md5": "zz" * 16}, (None, None)),
+        ({"sha256": ["ab" * 32], "md5": 7}, (None, None)),
+    ],
+)
+def test_hashes_of_what_was_fetched_are_those_of_the_json(told, known):
+    data = save(Image.new("RGB", (8, 8)), "PNG")
+    sample = Sample(0, "", "", image=data, meta=told)
+    found = ImageAnnotator().prepare(View(sample, probe(data), decode(data)))
+    assert (found["fetched_sha256"], found["fetched_md5"]) == known
 
 
 def test_a_reduced_decode_gives_nearly_the_same():

@@ -64,6 +64,7 @@ def test_a_copy_of_a_listed_photograph_is_found_and_stays_ok(tmp_path: Path):
         pdq = [pdq256(p) for p in pixels]
         return {
             "md5": [hashlib.md5(p.tobytes()).hexdigest() for p in pixels],
+            "fetched_md5": [None] * len(pixels),
             "phash": [f"{phash64(p):016x}" for p in pixels],
             "pdq": [hash.hex() for hash, _ in pdq],
             "pdq_quality": [quality for _, quality in pdq],
@@ -76,7 +77,7 @@ def test_a_copy_of_a_listed_photograph_is_found_and_stays_ok(tmp_path: Path):
     (tmp_path / "pdq.csv").write_text("\n".join(["pdq", *known["pdq"][:6]]))
     lists = [read_blocklist(str(tmp_path / n)) for n in ("md5.txt", "phash.txt", "pdq.csv")]
     annotator = SafetyAnnotator(blocklists=lists, image_run=IMAGE)
-    assert annotator.sources == {IMAGE: ("md5", "phash", "pdq", "pdq_quality")}
+    assert annotator.sources == {IMAGE: ("md5", "fetched_md5", "phash", "pdq", "pdq_quality")}
     rows = answered(annotator, source(**known))
     assert [r["blocked"] for r in rows[:6]] == ["md5.txt:md5"] * 2 + ["phash.txt:phash"] * 2 + [
         "pdq.csv:pdq"
@@ -99,7 +100,7 @@ def test_config_names_lists_and_heads_but_shows_no_hash(tmp_path: Path):
         image_run=IMAGE,
     )
     assert list(annotator.sources) == [CLIP, IMAGE]
-    assert annotator.sources[IMAGE] == ("md5",)
+    assert annotator.sources[IMAGE] == ("md5", "fetched_md5")
     said = json.dumps(annotator.config)
     assert secret[:8] not in said + repr(vars(annotator))
     assert annotator.config["blocklists"][0]["count"] == 1
