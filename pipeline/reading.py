@@ -198,7 +198,9 @@ def _groups(shard: Shard, stream: _Hashing, report: ReadReport) -> Iterator[_Gro
                 raise _bad(shard, f"key {key!r} has {suffix!r} twice, or too many members")
             group.members[suffix] = _content(tar, member, suffix)
             group.offsets[suffix] = member.offset_data
-            group.end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            group.end = (
+                member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            )
         _check_end(shard, tar)
     if group is not None:
         yield group
