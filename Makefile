@@ -63,10 +63,10 @@ crawl-retry: $(READY)  ## Fetch again what failed for reasons that may pass, int
 	$(call need,OUT,OUT=data/mine)
 	@$(JOBS) crawl-retry $(HOW) $(FETCH) $(ARGS)
 
-import: $(READY)  ## Any image-text set of `datasets` into raw shards.  DATASET= OUT= [SPLIT=train]
+import: $(READY)  ## Any image-text set of `datasets` into raw shards.  DATASET= OUT= [SPLIT=train] [IMAGE_COL=] [CAPTION_COL=]
 	$(call need,DATASET,DATASET=<hub name or folder> OUT=data/mine)
 	$(call need,OUT,DATASET=<hub name or folder> OUT=data/mine)
-	@$(JOBS) import $(HOW) $(call flag,DATASET,dataset) $(call flag,SPLIT,split) $(call flag,SHARD_SIZE,shard-size) $(ARGS)
+	@$(JOBS) import $(HOW) $(call flag,DATASET,dataset) $(call flag,SUBSET,subset) $(call flag,SPLIT,split) $(call flag,IMAGE_COL,image-col) $(call flag,CAPTION_COL,caption-col) $(call flag,SHARD_SIZE,shard-size) $(ARGS)
 
 annotate: $(READY)  ## A column for everything there is to know.  OUT= [SHARDS=] [STAGES=image,text] [CLIP=] [AESTHETIC_HEAD=] ...
 	$(call need,OUT,SHARDS='raw/*.tar' OUT=data/mine STAGES=image,text)
@@ -88,7 +88,7 @@ keep-import: $(READY)  ## DataComp's uid file as a keep-list.  OUT= FILE=uids.np
 	$(call need,OUT,OUT=data/mine FILE=uids.npy)
 	@$(JOBS) keep-import $(HOW) $(call flag,FILE,file) $(ARGS)
 
-reshard: $(READY)  ## Balanced shards of what a keep-list keeps.  OUT= TO= [KEEP=<run>] [SHARD_SIZE=10000] [SEED=]
+reshard: $(READY)  ## Balanced shards of what a keep-list keeps.  OUT= [KEEP=<run>] [TO=] [SHARD_SIZE=10000] [SEED=]
 	$(call need,OUT,OUT=data/mine KEEP=<run> TO=data/balanced)
 	@$(JOBS) reshard $(HOW) $(call flag,SHARDS,shards) $(call flag,TO,to) $(call flag,KEEP,keep) $(call flag,SHARD_SIZE,shard-size) $(call flag,SEED,seed) $(ARGS)
 

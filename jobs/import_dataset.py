@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.job import Execution, execute, require, say
+from jobs.planned import register_written
 
 if TYPE_CHECKING:
     from jobs.runner import Summary
@@ -66,7 +67,7 @@ def run(config: ImportDataset) -> "Summary":
         work = importing.ImportWork(recipe, sources, run)
         summary = execute(work, run, work.planned(), config, threads=1, gpu=False)
         if save:
-            register(run, summary)
+            register_written(run, summary)
     return summary
 
 
@@ -104,22 +105,6 @@ def _run_of(config: ImportDataset, out: str, settings: dict) -> "Run":
     limited = f"limit{config.limit}" if config.limit else ""
     name = "-".join(part for part in (config.run, limited) if part)
     return Run(out=out, kind=importing.KIND, name=name, config=settings)
-
-
-def register(run: "Run", summary: "Summary") -> None:
-    """Names the new shards in the manifest, as every later step reads them."""
-    from pipeline import catalog, manifest, storage
-    from pipeline.schemas import OK
-
-    held = {name: r.counts["status"].get(OK, 0) for name, r in sorted(summary.records.items())}
-    held = {run.file(f"{name}.tar"): count for name, count in held.items() if count}
-    if not held:
-        return
-    with storage.exclusive(run.out, wait=True):
-        storage.remove_temporaries(run.out)
-        shards = manifest.register(run.out, held)
-        manifest.learn(run.out, {s.name: {"samples": held[s.url]} for s in shards})
-    catalog.refresh(run.out)
 
 
 def _say_columns(opened: "ImageTextSet", recipe: "Recipe") -> None:

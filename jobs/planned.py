@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jobs.runner import Summary
     from pipeline.manifest import Shard
+    from pipeline.runs import Run
 
 
 def registered(out: str, urls: list[str], *, save: bool) -> "list[Shard]":
@@ -16,6 +17,7 @@ def registered(out: str, urls: list[str], *, save: bool) -> "list[Shard]":
         return manifest.register(out, urls, save=False)
     storage.require_writable(out)
     with storage.exclusive(out, wait=True):
+        storage.remove_temporaries(out)
         return manifest.register(out, urls)
 
 
@@ -63,3 +65,19 @@ def learn(out: str, summary: "Summary") -> None:
     }
     with storage.exclusive(out, wait=True):
         manifest.learn(out, learned)
+
+
+def register_written(run: "Run", summary: "Summary") -> None:
+    """Names the shards that a writer made in the manifest, as every later step reads them."""
+    from pipeline import catalog, manifest, storage
+    from pipeline.schemas import OK
+
+    held = {name: r.counts["status"].get(OK, 0) for name, r in sorted(summary.records.items())}
+    held = {run.file(f"{name}.tar"): count for name, count in held.items() if count}
+    if not held:
+        return
+    with storage.exclusive(run.out, wait=True):
+        storage.remove_temporaries(run.out)
+        shards = manifest.register(run.out, held)
+        manifest.learn(run.out, {s.name: {"samples": held[s.url]} for s in shards})
+    catalog.refresh(run.out)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.job import Execution, Stopped, execute, require, say
-from jobs.planned import chosen, learn, limited
+from jobs.planned import chosen, learn, limited, register_written
 
 if TYPE_CHECKING:
     from jobs.runner import Summary
@@ -41,7 +41,6 @@ class Reshard(Execution):
 
 def run(config: Reshard) -> "list[Summary]":
     """Finds places, plans, and copies what is not copied yet. Raises UserError, Stopped."""
-    from jobs.import_dataset import register
     from pipeline import commit, reshard_plan, resharding, runs, storage
     from pipeline import mix as mixing
     from pipeline.runs import Run
@@ -77,7 +76,7 @@ def run(config: Reshard) -> "list[Summary]":
         summary = execute(work, run, work.planned(), config, threads=2, gpu=False)
         if plan.counts:
             mixing.write_sizes(run, summary.records.values())
-        register(run, summary)
+        register_written(run, summary)
     return [found, summary]
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import commit
+from pipeline import commit, schemas
 from pipeline.dedup.settings import CONTAMINATED, KINDS
 from pipeline.dedup.sources import Sources
 from pipeline.manifest import Shard
 from pipeline.reading import BadShard
 from pipeline.runs import Run
-from pipeline.schemas import COLUMNS, OK
+from pipeline.schemas import OK
 
-_OWN = (
+COLUMNS = (
     # uid of the copy that stays of its group; null for a sample that is alone. The last of these
     # that is not null names what stays in the end.
     pa.field("exact_group", pa.string()),
@@ -28,7 +28,7 @@ _OWN = (
     pa.field("duplicate_distance", pa.int16()),  # bits; of exact, perceptual, contaminated
     pa.field("duplicate_similarity", pa.float32()),  # cosine; of semantic, contaminated
 )
-SCHEMA = pa.schema([*[*COLUMNS][:2], *_OWN, *[*COLUMNS][2:]])
+SCHEMA = pa.schema([*[*schemas.COLUMNS][:2], *COLUMNS, *[*schemas.COLUMNS][2:]])
 
 
 class Verdicts(Protocol):
@@ -100,8 +100,8 @@ class DedupWork:
         place = np.full(len(rows), -1)
         place[found["row"].to_numpy()] = np.arange(len(found))
         indices = pa.array(place, mask=place < 0)
-        columns = {name: rows[name] for name in COLUMNS.names}
-        for field in _OWN:
+        columns = {name: rows[name] for name in schemas.COLUMNS.names}
+        for field in COLUMNS:
             columns[field.name] = found[field.name].combine_chunks().take(indices).cast(field.type)
         return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from pipeline import runs, storage
+from pipeline.annotate.stages import STAGES
 from pipeline.errors import UserError
 from pipeline.reading import BadShard
 from pipeline.schemas import COLUMNS
@@ -20,23 +21,6 @@ KINDS = ("columns", "captions")
 
 VERDICTS = ("status", "reason")
 """Of a run's own rows; in a condition `<stage>_status` and `<stage>_reason`."""
-
-_WRITTEN = {
-    "image": "format mode width height aspect orientation has_alpha entropy contrast sharpness "
-    "colourfulness border_share flat_share phash pdq pdq_quality sha256 md5 num_bytes",
-    "text": "caption caption_status language language_probability language_guess words "
-    "spaced_words characters has_url has_email has_phone has_file_name boilerplate_share "
-    "is_boilerplate casing repetition special_share digit_share",
-    "clip": "similarity similarity_min embedding",
-    "aesthetic": "aesthetic",
-    "safety": "nsfw watermark blocked blocked_distance",
-    "text_in_image": "text_share text_blocks",
-    "faces": "faces face_share face_boxes",
-    "dedup": "exact_group perceptual_group semantic_group duplicate_kind duplicate_of "
-    "duplicate_distance duplicate_similarity",
-}
-STAGES = {stage: tuple(names.split()) for stage, names in _WRITTEN.items()}
-"""What each stage writes, so that a name whose stage has not run yet can be told from a typo."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ import asyncio
 import io
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -147,23 +148,30 @@ def main(arguments: list[str]) -> bool:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(arguments)
     count, rounds = (2000, 1) if options.quick else (4000, 3)
-    passed = True
-    for name, images in pictures(options.data, count).items():
-        size = sum(map(len, images)) / len(images) / 1000
-        with served(images) as url, tempfile.TemporaryDirectory() as folder:
-            urls = [f"{url}/{number}.jpg" for number in range(count)]
-            url_list = crawling.listed(Path(folder) / "list.parquet", urls)
-            found: tuple[list[float], list[float]] = ([], [])
-            for turn in range(rounds):
-                for side, side_rates in zip((ours, theirs), found, strict=True):
-                    out = Path(folder) / f"{side.__name__}{turn}"
-                    side_rates.append(side(url_list, out, count // (2 * PROCESSES)))
-        ratio = statistics.median(a / b for a, b in zip(*found, strict=True))
-        mine, other = map(statistics.median, found)
-        print(f"{name:6} {size:5.1f} KB each: ours {mine:.0f} images/s, img2dataset {other:.0f}")
-        print(f"       ratio {ratio:.2f}  bar {BAR}  {'ok' if ratio >= BAR else 'MISSED'}")
-        passed &= ratio >= BAR
-    return passed
+    # Ray's workers give way to every other process of the machine, the peer's do not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    sets = pictures(options.data, count)
+    with ExitStack() as stack:  # before there is a Ray, after which no process can be spawned
+        servers = {name: stack.enter_context(served(images)) for name, images in sets.items()}
+        return min(compare(name, sets[name], url, count, rounds) for name, url in servers.items())
+
+
+def compare(name: str, images: list[bytes], url: str, count: int, rounds: int) -> bool:
+    """Whether ours reaches the bar on these images."""
+    found: tuple[list[float], list[float]] = ([], [])
+    with tempfile.TemporaryDirectory() as folder:
+        urls = [f"{url}/{number}.jpg" for number in range(count)]
+        url_list = crawling.listed(Path(folder) / "list.parquet", urls)
+        for turn in range(rounds):
+            for side, side_rates in zip((ours, theirs), found, strict=True):
+                out = Path(folder) / f"{side.__name__}{turn}"
+                side_rates.append(side(url_list, out, count // (2 * PROCESSES)))
+    ratio = statistics.median(a / b for a, b in zip(*found, strict=True))
+    mine, other = map(statistics.median, found)
+    size = sum(map(len, images)) / len(images) / 1000
+    print(f"{name:6} {size:5.1f} KB each: ours {mine:.0f} images/s, img2dataset {other:.0f}")
+    print(f"       ratio {ratio:.2f}  bar {BAR}  {'ok' if ratio >= BAR else 'MISSED'}")
+    return ratio >= BAR
 
 
 if __name__ == "__main__":
