@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from jobs.job import Execution, execute, require, say
+from jobs.planned import register_written
 
 if TYPE_CHECKING:
     from jobs.runner import Summary
@@ -140,7 +141,7 @@ def crawl(
     shards = work.planned() if shards is None else shards
     summary = execute(work, run, shards, config, threads=config.threads, gpu=False)
     if not config.dry_run:
-        _register(run, summary)
+        register_written(run, summary)
         _say_quarantine(run, summary)
     return summary
 
@@ -225,6 +226,14 @@ def lists_of(config: Crawl) -> "tuple[list[UrlList], Columns]":
     return lists, checked(columns, () if config.keep_cols else preset.optional, lists)
 
 
+def folder_of(config: Crawl) -> str:
+    """Where its shards are."""
+    from pipeline import storage
+
+    _, columns = lists_of(config)
+    return _run_of(config, storage.absolute(config.out), columns).folder
+
+
 def _run_of(config: Crawl, out: str, columns: "Columns") -> "Run":
     from pipeline.crawl.work import KIND
     from pipeline.runs import Run
@@ -263,23 +272,6 @@ def _resize_of(config: Crawl) -> "ResizeSettings":
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _register(run: "Run", summary: "Summary") -> None:
-    """Names the new shards in the manifest, as every later step reads them."""
-    from pipeline import catalog, manifest, storage
-    from pipeline.schemas import OK
-
-    held = {name: r.counts["status"].get(OK, 0) for name, r in sorted(summary.records.items())}
-    urls = [run.file(f"{name}.tar") for name, count in held.items() if count]
-    if not urls:
-        return
-    with storage.exclusive(run.out, wait=True):
-        shards = manifest.register(run.out, urls)
-        counts = [count for count in held.values() if count]
-        known = zip(shards, counts, strict=True)
-        manifest.learn(run.out, {shard.name: {"samples": count} for shard, count in known})
-    catalog.refresh(run.out)
 
 
 def _say_quarantine(run: "Run", summary: "Summary") -> None:

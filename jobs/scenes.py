@@ -7,7 +7,6 @@ from jobs.job import Execution, execute, require
 
 if TYPE_CHECKING:
     from jobs.runner import Summary
-    from pipeline.runs import Run
     from pipeline.scenes.shards import SceneWork
 
 
@@ -40,8 +39,10 @@ class Scenes(Execution):
 
 def run(config: Scenes) -> "Summary":
     """Renders what is not rendered yet. Raises UserError, Stopped."""
+    from pipeline import commit
+
     work = work_of(config)
-    _refuse_to_overwrite(work.run)
+    commit.refuse_foreign_shards(work.run, "rendered scenes")
     return execute(work, work.run, work.planned(), config, threads=1, gpu=False)
 
 
@@ -69,16 +70,3 @@ def _run_name(config: Scenes) -> str:
     """RUN as given, often none; LIMIT runs are told apart."""
     limited = f"limit{config.limit}" if config.limit else ""
     return "-".join(part for part in (config.run, limited) if part)
-
-
-def _refuse_to_overwrite(run: "Run") -> None:
-    """Raw shards are written once: UserError where some stand there that no such run wrote."""
-    from pipeline import runs, storage
-    from pipeline.errors import UserError
-
-    if runs.load(run.out, run.kind, run.name) or not storage.list_files(run.folder, ".tar"):
-        return
-    raise UserError(
-        f"OUT={run.out}: {run.folder} holds shards that are no rendered scenes",
-        "give another OUT; to recaption these shards, name them: SHARDS=...",
-    )

@@ -20,6 +20,9 @@ REASONS = (*sorted(reasons.REASONS), *LIST_REASONS, *RESIZE_REASONS)
 MATCH, NEAR_DUPLICATE, MISMATCH = "match", "near_duplicate", "mismatch"
 """What a check of the bytes against the list's hash may find."""
 
+ALWAYS = ("sha256", "md5")
+"""Hashes of the bytes as fetched: what identifies them, and what block-lists are made of."""
+
 _RESULT = [
     pa.field("key", pa.string()),
     pa.field("status", pa.string()),
@@ -43,18 +46,17 @@ def shard_schema(part: pa.Schema, hash_type: str) -> pa.Schema:
     """The columns of a shard's parquet: those of its part, img2dataset's, the hash, and ours.
 
     hash_type: of the column that is verified, which stands where the list's did; "" for none. The
-    bytes' sha256 is always there.
+    hashes of ALWAYS are there in any case.
     """
     fields = [field for field in part if field.name != "retry_of"] + _RESULT
     names = {hash_type, *(field.name for field in fields)}
-    if "sha256" not in names:
-        fields.append(pa.field("sha256", pa.string()))
+    fields += [pa.field(name, pa.string()) for name in ALWAYS if name not in names]
     return pa.schema(fields + _OURS)
 
 
 def empty_row(listed: Mapping[str, object], schema: pa.Schema, hash_type: str) -> dict:
     """A row before its URL was fetched, in the order that the `.json` has."""
-    hashes = [name for name in dict.fromkeys((hash_type, "sha256")) if name]
+    hashes = [name for name in dict.fromkeys((hash_type, *ALWAYS)) if name]
     ours = [field.name for field in _OURS]
     row = {name: value for name, value in listed.items() if name not in (*hashes, *ours)}
     row |= dict.fromkeys(field.name for field in _RESULT)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline import images
+from pipeline.crawl import layout
 from pipeline.crawl.fetch import Fetched
 from pipeline.crawl.layout import MATCH, MISMATCH, NEAR_DUPLICATE
 from pipeline.crawl.presets import Columns
@@ -63,8 +64,11 @@ class Maker:
         return Made(fields, made.data)
 
     def _hashes(self, data: bytes) -> dict[str, object]:
-        kinds = {"sha256", *([self.columns.hash_type] if self.columns.hash else [])}
-        return {kind: hashlib.new(kind, data).hexdigest() for kind in sorted(kinds)}
+        kinds = {*layout.ALWAYS, *([self.columns.hash_type] if self.columns.hash else [])}
+        return {
+            kind: hashlib.new(kind, data, usedforsecurity=False).hexdigest()
+            for kind in sorted(kinds)
+        }
 
     def _checked(
         self, data: bytes, fields: Mapping[str, object], listed: Mapping[str, object]

@@ -154,7 +154,7 @@ class CrawlWork:
         row["status"] = layout.status_of(made.reason)
         row["error_message"], row["reason"] = made.message or None, made.reason or None
         if made.quarantined:
-            hashes = {k: row[k] for k in {"sha256", self._hash_type} - {""}}
+            hashes = {k: row[k] for k in {*layout.ALWAYS, self._hash_type} - {""}}
             apart.add(row["key"], data, {"url": row["url"], "reason": made.reason, **hashes})
         elif not made.reason:
             members = {self._suffix: data}

@@ -21,7 +21,7 @@ pytest.importorskip("img2dataset")
 
 SHARD_SIZE = 10
 RESIZE = {"image_size": 48, "resize_mode": "keep_ratio", "resize_only_if_bigger": False}
-OURS = ["reason", "http_status", "attempts", "hash_check", "retry_of"]
+OURS = ["md5", "reason", "http_status", "attempts", "hash_check", "retry_of"]
 
 
 @pytest.fixture(scope="module")
