@@ -1,7 +1,7 @@
 """Work from sidecar to sidecar: rows of other runs become a run of their own; no image is read."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -67,53 +67,61 @@ class DerivedWork(SidecarWork):
     def perform(self, shard: Shard, lost: frozenset[int]) -> commit.Record:
         """Computes and commits one shard; BadShard where a source is missing or out of date."""
         inputs = self._inputs(shard)
-        rows = self._rows(shard, inputs["shard"]["limit"], lost)
-        table, counts = self.stage(*rows)
-        return self.commit_table(shard, table, inputs, len(rows[0]), counts)
+        limit = inputs["shard"]["limit"]
+        samples = self._count(shard, limit)
+        table, counts = self.stage(*self._rows(shard, limit, lost))
+        return self.commit_table(shard, table, inputs, samples, counts)
 
     def probe(self, shard: Shard, lost: frozenset[int], indices: range) -> None:
         """Goes through some rows of a shard and keeps nothing: does the process survive?"""
         rows = self._rows(shard, shard.limit, lost)
-        self.stage(*([row for i, row in enumerate(r) if i in indices] for r in rows))
+        self.stage(*(itertools.islice(r, indices.start, indices.stop) for r in rows))
 
     def _source_url(self, source: Source, shard: Shard) -> str:
         return storage.join(self.run.out, source.kind, source.run, f"{shard.name}.parquet")
+
+    def _record(self, source: Source, shard: Shard) -> commit.Record:
+        record = commit.read_sidecar_record(self._source_url(source, shard))
+        if record is None:
+            raise BadShard(f"shard {shard.name} has no {source.kind} of run {source.run}")
+        identity = record.inputs["shard"]
+        if not replace(shard, limit=identity["limit"]).is_still(identity):
+            raise BadShard(
+                f"shard {shard.name} changed since run {source.run}: {_VERBS[source.kind]} it again"
+            )
+        return record
 
     def _inputs(self, shard: Shard) -> dict:
         """The identity of the sidecars that are read, and of the shard that they speak of."""
         inputs: dict = {}
         for source in self.sources:
-            url = self._source_url(source, shard)
-            record = commit.read_sidecar_record(url)
-            if record is None:
-                raise BadShard(f"shard {shard.name} has no {source.kind} of run {source.run}")
-            identity = record.inputs["shard"]
-            if not replace(shard, limit=identity["limit"]).is_still(identity):
-                raise BadShard(
-                    f"shard {shard.name} changed since run {source.run}: {_VERBS[source.kind]} it again"
-                )
+            identity = self._record(source, shard).inputs["shard"]
             limits = [limit for limit in (shard.limit, identity["limit"]) if limit is not None]
             inputs.setdefault("shard", identity | {"limit": min(limits, default=None)})
-            inputs[source.title] = commit.sha256_file(url)
+            inputs[source.title] = commit.sha256_file(self._source_url(source, shard))
         return inputs
 
-    def _rows(self, shard: Shard, limit: int | None, lost: frozenset[int]) -> list[list[dict]]:
+    def _count(self, shard: Shard, limit: int | None) -> int:
+        """How many rows are read of every source; BadShard where they differ."""
+        found = {s.title: self._record(s, shard).counts["rows"] for s in self.sources}
+        counts = {count if limit is None else min(count, limit) for count in found.values()}
+        if len(counts) > 1:
+            told = ", ".join(f"{title} {count}" for title, count in found.items())
+            raise BadShard(f"shard {shard.name}: its sidecars differ in their rows: {told}")
+        return counts.pop()
+
+    def _rows(self, shard: Shard, limit: int | None, lost: frozenset[int]) -> list[Iterator[dict]]:
         """The rows of each source, in the order of the shard's samples."""
-        found = [self._rows_of(source, shard, limit, lost) for source in self.sources]
-        if len({len(rows) for rows in found}) > 1:
-            which = ", ".join(
-                f"{s.title} {len(r)}" for s, r in zip(self.sources, found, strict=True)
-            )
-            raise BadShard(f"shard {shard.name}: its sidecars differ in their rows: {which}")
-        return found
+        return [self._rows_of(source, shard, limit, lost) for source in self.sources]
 
     def _rows_of(
         self, source: Source, shard: Shard, limit: int | None, lost: frozenset[int]
-    ) -> list[dict]:
+    ) -> Iterator[dict]:
         url = self._source_url(source, shard)
+        killed = {"status": "failed", "reason": "killed_worker"}
         try:
-            rows = list(itertools.islice(commit.sidecar_rows(url, list(source.columns)), limit))
+            rows = commit.sidecar_rows(url, list(source.columns))
+            for index, row in enumerate(itertools.islice(rows, limit)):
+                yield row | killed if index in lost else row
         except (OSError, pa.ArrowException) as e:
             raise BadShard(f"{url} is damaged: delete it and make it again") from e
-        killed = {"status": "failed", "reason": "killed_worker"}
-        return [row | killed if index in lost else row for index, row in enumerate(rows)]

@@ -101,6 +101,11 @@ def row_of(uid: str, key: str, values: Mapping[str, Any], names: Sequence[str]) 
 
 
 def run_of(annotator: "Annotator | DerivedAnnotator", out: str, limit: int = 0) -> Run:
-    """Its run in a data folder; one of the first so many samples has a name of its own."""
+    """Its run in a data folder; one of the first so many samples has a name of its own.
+
+    Its columns are part of what decides it: files of other columns are not mistaken for its own.
+    """
     name = f"{annotator.name}@{annotator.model}" + (f"-limit{limit}" if limit else "")
-    return Run(out=out, kind=KIND, name=name, config=annotator.config | {"limit": limit})
+    columns = {field.name: str(field.type) for field in annotator.columns}
+    config = annotator.config | {"limit": limit, "columns": columns}
+    return Run(out=out, kind=KIND, name=name, config=config)

@@ -1,5 +1,6 @@
 """The stage of a derived annotator: rows of other columns in, a row of its own for each out."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ from pipeline.derived import Source
 from pipeline.reading import BadShard
 from pipeline.schemas import OK, table_of
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 1000  # also an embedding is some hundred Python numbers then
 
 
 class DerivedStage:
@@ -37,15 +38,12 @@ class DerivedStage:
 
     def __call__(self, *sources: Iterable[Mapping]) -> tuple[pa.Table, dict]:
         """A row for every row of the sources; BadShard where they speak of different samples."""
-        together = [
-            dict(zip(self.annotator.sources, rows, strict=True))
-            for rows in zip(*sources, strict=True)
-        ]
+        names = tuple(self.annotator.sources)
+        together = (dict(zip(names, rows, strict=True)) for rows in zip(*sources, strict=True))
         return table_of(self._rows(together), self.schema), {}
 
-    def _rows(self, together: list[dict[str, Mapping]]) -> Iterator[dict]:
-        for start in range(0, len(together), _ROWS_AT_ONCE):
-            some = together[start : start + _ROWS_AT_ONCE]
+    def _rows(self, together: Iterator[dict[str, Mapping]]) -> Iterator[dict]:
+        while some := list(itertools.islice(together, _ROWS_AT_ONCE)):
             reasons = [_refused(row) for row in some]
             asked = [row for row, reason in zip(some, reasons, strict=True) if not reason]
             answers = iter(self.annotator.annotate(asked) if asked else ())
