@@ -45,6 +45,10 @@ class Fetching(Execution):
     """The User-Agent header; by default the name and version of this program, and CONTACT."""
     contact: str = ""
     """A web page or mail address for the owners of servers."""
+    crawler_names: str = ""
+    """Further names, separated by commas, by which robots.txt and X-Robots-Tag may address this crawler."""
+    hosts: str = ""
+    """Addresses of names, as in a hosts file, before any name server: name=address, with commas."""
     allow_private: str = ""
     """Address ranges (CIDR, separated by commas) to connect to although they are not public."""
 
@@ -175,7 +179,7 @@ def work_of(config: Fetching, run: "Run", planned: "Plan") -> "CrawlWork":
     """The writer of a run, with its settings as they are recorded."""
     from pipeline.crawl.presets import Columns
     from pipeline.crawl.resize import ResizeSettings
-    from pipeline.crawl.settings import FetchSettings
+    from pipeline.crawl.settings import CRAWLER_NAME, FetchSettings
     from pipeline.crawl.work import CrawlWork, Effort
 
     told = run.config
@@ -189,6 +193,8 @@ def work_of(config: Fetching, run: "Run", planned: "Plan") -> "CrawlWork":
         concurrency=config.concurrency,
         per_host=max(1, config.per_host // config.workers),
         host_delay_sec=config.host_delay * config.workers,
+        crawler_names=(CRAWLER_NAME, *_names(config.crawler_names)),
+        hosts=tuple(_names(config.hosts)),
         allow_private=tuple(_names(config.allow_private)),
         robots=told["policy"]["robots"],
         respect_directives=told["policy"]["directives"],
