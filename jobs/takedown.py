@@ -21,8 +21,10 @@ _UID, _SHA256 = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}")
 class TakeDown:
     """Remove samples from shards, tables, mixes and journals of OUT, and bury them there.
 
-    With them go all samples with the same bytes or the same URL. Shards that lie elsewhere are not
-    touched, but read without these samples from now on.
+    With them go all samples with the same bytes (as fetched, as stored, as a mix has them) or the
+    same URL, and those that share either with these. Shards that lie elsewhere are not touched, but
+    read without these samples from now on. Data folders and files in OUT that are not of this data
+    folder are named: they are not looked into.
     """
 
     out: str
@@ -64,6 +66,7 @@ def run(config: TakeDown) -> None:
         _say_removed(out, report)
     for shard, number in sorted(report.elsewhere.items()):
         say(f"  {shard} holds {number} of them and is not ours to rewrite; read without them")
+    _say_others(out, report)
     if report.unread:
         lines = "".join(f"\n  {name}: {why}" for name, why in sorted(report.unread.items()))
         raise Stopped(f"these could not be read, and may hold more; mend them, then again:{lines}")
@@ -132,3 +135,17 @@ def _say_removed(out: str, report: "Report") -> None:
         say(f"  {number:8}  {what:28}  {path}")
     if not report.removed:
         say("  nothing was left to remove")
+
+
+def _say_others(out: str, report: "Report") -> None:
+    """What is in OUT and was not looked into."""
+    if not report.others:
+        return
+    say("  not looked into; delete it, or make it again, where it may hold or tell of them:")
+    for path, number in sorted(report.others.items())[:_MOST_NAMED]:
+        is_folder = path.endswith("/")
+        say(f"    {out}/{path}" + (f" ({number} files)" if is_folder else ""))
+    if len(report.others) > _MOST_NAMED:
+        say(f"    and {len(report.others) - _MOST_NAMED} more")
+    if any(path.startswith("reshard/") for path in report.others):
+        say("    a folder of reshard is a data folder of its own: takedown with OUT=<that folder>")

@@ -1,6 +1,7 @@
 """The removal of buried samples from everything in a data folder that is ours to rewrite."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,21 +10,19 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import blanking, card, commit, manifest, runs, storage, tombstones
+from pipeline.blanking import NO_UIDS
 from pipeline.blend import Blend
 from pipeline.commit import Record
 from pipeline.crawl import plan as plans
-from pipeline.holdings import Holdings
+from pipeline.holdings import REMADE, Holdings
 from pipeline.keep_list import verdicts_sha256
 from pipeline.mix import Recipe, write_sizes
 from pipeline.replaced import Replaced
 from pipeline.restating import Restating
 from pipeline.runs import Run
-from pipeline.takedown_search import Found, journal_lines
+from pipeline.takedown_search import Found, buried_rows, journal_lines
 from pipeline.tar_cutting import cut, places
 from pipeline.tombstones import Tombstones
-
-REMADE = ("samples.png", "report/*", "report/*/*", "evaluations/*/*")
-"""What is removed whole where anything is taken down: one command makes it again without it."""
 
 
 @dataclass
@@ -33,6 +32,7 @@ class Report:
     removed: Counter[tuple[str, str]] = field(default_factory=Counter)  # (path, what) -> how many
     elsewhere: dict[str, int] = field(default_factory=dict)  # shards not ours to rewrite -> samples
     unread: dict[str, str] = field(default_factory=dict)  # shards -> why
+    others: dict[str, int] = field(default_factory=dict)  # see Holdings.others
     buried: Tombstones = tombstones.NONE
     missing: Tombstones = tombstones.NONE  # asked for, and nowhere to be found
 
@@ -56,6 +56,7 @@ class Removal:
         self._mixes()
         self._journals()
         self._taught()
+        self._unfinished()
         if self._report.removed or self._log.paths:
             self._remade()
         self._log.clear()
@@ -68,34 +69,11 @@ class Removal:
 
     def _plans(self) -> None:
         """URL lists of crawls: the buried rows tell nothing any more."""
-        for path in self._there.paths("urls/*.parquet", "urls/*/*.parquet"):
-            table = commit.read_sidecar(self._there.url(path))
-            rows = blanking.is_buried(table, self._buried)
-            left = rows & (
-                np.array(table.column("url").to_pylist(), object) != tombstones.BURIED_URL
-            )
-            if left.any():
-                made = blanking.blanked(table, left)
-                place = made.column_names.index("url")
-                told = pa.array(
-                    [
-                        tombstones.BURIED_URL if gone else url
-                        for gone, url in zip(left, table.column("url").to_pylist(), strict=True)
-                    ],
-                    pa.string(),
-                )
-                made = made.set_column(place, table.schema.field("url"), told).combine_chunks()
-                self._replace(path, _parquet(made))
-                self._count(path, "URLs of a crawl", int(left.sum()))
+        for path in self._there.planned:
+            table = blanking.as_written(commit.read_sidecar(self._there.url(path)))
+            self._blank(path, table, blanking.is_buried(table, self._buried, NO_UIDS))
         for path in self._there.paths(f"urls/{plans.FILE}", f"urls/*/{plans.FILE}"):
-            folder = path.rpartition("/")[0]
-            before = storage.read_bytes(self._there.url(path))
-            said = json.loads(before)
-            for part in said["parts"] or ():
-                part["sha256"] = self._log.now(f"{folder}/{part['name']}.parquet", part["sha256"])
-            after = json.dumps(said, indent=1, ensure_ascii=False).encode()
-            if after != before:
-                storage.write_bytes(self._there.url(path), after)
+            self._say.plan(path)
 
     # shards
 
@@ -103,12 +81,14 @@ class Removal:
         """Raw shards of our own and what was put in quarantine, each with its table and stats."""
         for path in self._there.apart:
             self._cut(path, stubs=False)
-        tables = self._there.paths("shards/*.parquet", "shards/*/*.parquet")
+        tables = self._there.raw_tables
         stems = {path.rpartition(".")[0] for path in (*self._there.raw, *tables)}
         for stem in sorted(stems):
             self._cut(f"{stem}.tar", stubs=True)
             table = self._blank_raw(f"{stem}.parquet") if f"{stem}.parquet" in tables else None
             self._restate(stem, table)
+        for path in self._there.paths("shards/sizes.json", "shards/*/sizes.json"):
+            self._say.sizes(path)
 
     def _cut(self, path: str, *, stubs: bool) -> None:
         """Takes samples out of a tar; removes a tar that is left without any."""
@@ -127,21 +107,19 @@ class Removal:
         self._count(path, "samples", len(keys))
 
     def _blank_raw(self, path: str) -> pa.Table:
-        tar = path.removesuffix("parquet") + "tar"
-        gone = {**self._found.places.get(tar, {}), **self._found.stubs.get(tar, {})}
-        table = commit.read_sidecar(self._there.url(path))
-        rows = blanking.is_buried(table, self._buried, self._there.tables[path])
-        if "key" in table.column_names:
-            rows |= np.array([key in gone for key in table.column("key").to_pylist()], bool)
+        table = blanking.as_written(commit.read_sidecar(self._there.url(path)))
+        rows = buried_rows(self._there, path, table, self._buried, self._found)
         return self._blank(path, table, rows)
 
     def _blank(self, path: str, table: pa.Table, rows: np.ndarray) -> pa.Table:
         """Blanks rows of a table without a record of its own."""
         table = blanking.as_written(table)
-        made = blanking.blanked(table, rows) if rows.any() else table
+        if not rows.any():
+            return table
+        made = blanking.blanked(table, rows, self._there.tables[path])
         if not made.equals(table):
             self._replace(path, _parquet(made))
-            self._count(path, "rows", int(rows.sum()))
+            self._count(path, "rows", blanking.differing(table, made, rows))
         return made
 
     def _restate(self, stem: str, table: pa.Table | None) -> None:
@@ -199,7 +177,7 @@ class Removal:
         else:
             self._replace(path, data)
         if not made.equals(table):
-            self._count(path, "rows", int(rows.sum()))
+            self._count(path, "rows", blanking.differing(table, made, rows))
         return True
 
     def _mixes(self) -> None:
@@ -261,6 +239,12 @@ class Removal:
         for path in self._there.paths("taught/captions.parquet"):
             table = commit.read_sidecar(self._there.url(path))
             self._blank(path, table, blanking.is_buried(table, self._buried))
+
+    def _unfinished(self) -> None:
+        """Work of killed steps, which holds what they worked on; they begin anew."""
+        for path in self._there.unfinished():
+            shutil.rmtree(self._there.url(path))
+            self._count(path, "unfinished work, to be made again")
 
     def _remade(self) -> None:
         for path in self._there.paths(*REMADE):

@@ -44,6 +44,31 @@ class Restating:
         storage.write_bytes(self._there.url(path), json.dumps(said, indent=1).encode())
         return True
 
+    def plan(self, path: str) -> None:
+        """Makes the plan of a crawl true of its parts."""
+        folder = path.rpartition("/")[0]
+        before = storage.read_bytes(self._there.url(path))
+        said = json.loads(before)
+        for part in said["parts"] or ():
+            part["sha256"] = self._log.now(f"{folder}/{part['name']}.parquet", part["sha256"])
+        after = json.dumps(said, indent=1, ensure_ascii=False).encode()
+        if after != before:
+            storage.write_bytes(self._there.url(path), after)
+
+    def sizes(self, path: str) -> None:
+        """Makes a `sizes.json` true of the `_stats.json` beside it, as `pipeline.mix` writes it."""
+        folder = path.rpartition("/")[0]
+        said = json.loads(storage.read_bytes(self._there.url(path)))
+        stats = {name: f"{folder}/{name.removesuffix('.tar')}_stats.json" for name in said}
+        now = {
+            name: json.loads(storage.read_bytes(self._there.url(stats[name])))["successes"]
+            for name in said
+            if storage.exists(self._there.url(stats[name]))
+        }
+        now = {name: count for name, count in (said | now).items() if count}
+        if now != said:
+            storage.write_bytes(self._there.url(path), json.dumps(now, indent=1).encode())
+
     def _told(self, stem: str, table: pa.Table | None, before: dict) -> dict:
         """What a `_stats.json` should say."""
         if "record" not in before:
@@ -57,9 +82,6 @@ class Restating:
             part = f"{folder.replace('shards', 'urls', 1)}/{name}.parquet"
             inputs["part"] = self._log.now(part, inputs["part"])
         counts = blanking.recounted(record.counts, table) if table is not None else record.counts
-        if "quarantine_bytes" in counts:
-            counts = counts | self._quarantine_bytes(stem)
-            counts = {k: v for k, v in counts.items() if v or k != "quarantine_bytes"}
         record = replace(record, inputs=inputs, counts=counts)
         done = counts["status"].get(OK, 0)
         status = {"success": done, **counts["reason"]}
@@ -92,11 +114,6 @@ class Restating:
         stubs = len(self._found.stubs.get(f"{stem}.tar", {}))
         gone = len(self._found.places.get(f"{stem}.tar", {}))
         return {"successes": max(0, before.get("count", stubs + gone) - stubs - gone)}
-
-    def _quarantine_bytes(self, stem: str) -> dict:
-        url = self._there.url(stem.replace("shards", "quarantine", 1) + ".tar")
-        there = storage.exists(url)
-        return {"quarantine_bytes": storage.fingerprint(url).size if there else 0}
 
     def _identity(self, path: str, known: dict) -> dict:
         """Size and hash of a file as it is; hashed anew only where it was replaced."""

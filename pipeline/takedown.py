@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from pipeline import catalog, runs, storage, tombstones
+from pipeline.crawl import plan
 from pipeline.holdings import SIDECARS, Holdings
 from pipeline.removal import Removal, Report
 from pipeline.takedown_search import Found, search
@@ -16,18 +17,16 @@ def find(out: str, asked: Tombstones) -> tuple[Report, Found]:
     asked: by uid, by the image's bytes, by URL. What is buried already counts as found.
     """
     holdings, known = Holdings(out), tombstones.load(out)
-    first = search(holdings, asked)
-    buried = known | asked | first.marks
-    found = search(holdings, buried)
-    affected = Tombstones(uids=found.marks.uids)
-    report = Report(unread=found.unread, buried=buried | affected)
-    report.missing = Tombstones(*_less(first.lacks(asked), known))
+    found = search(holdings, known | asked)
+    report = Report(unread=found.unread, buried=found.marks)
+    report.missing = Tombstones(*_less(found.lacks(asked), known))
     own = (holdings.raw, holdings.apart, holdings.mixed)
     report.elsewhere = {
         storage.public(place): len(keys)
         for place, keys in found.places.items()
         if not any(place in tars for tars in own)
     }
+    report.others = holdings.others()
     return report, found
 
 
@@ -46,8 +45,11 @@ def take_down(out: str, report: Report, found: Found, reason: str) -> None:
 @contextmanager
 def _alone(out: str) -> Iterator[None]:
     """Holds the folder and all of its runs."""
-    patterns = [f"{kind}/*/{runs.FILE}" for kind in ("shards", "mix", "urls", *SIDECARS)]
-    files = Holdings(out).paths(f"shards/{runs.FILE}", *patterns)
+    kinds = ("shards", "mix", "urls", *SIDECARS)
+    patterns = [f"{kind}/*/{runs.FILE}" for kind in kinds]
+    plans = [f"urls/{plan.FILE}", f"urls/*/{plan.FILE}"]  # a crawl holds its plan first
+    holdings = Holdings(out)
+    files = [*holdings.paths(f"shards/{runs.FILE}", *patterns, *plans), *holdings.unfinished()]
     folders = {storage.join(out, file.rpartition("/")[0]) for file in files}
     with ExitStack() as locks:
         for folder in (out, *sorted(folders)):

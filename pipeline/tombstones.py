@@ -39,6 +39,9 @@ class Tombstones:
             self.uids | other.uids, self.sha256s | other.sha256s, self.urls | other.urls
         )
 
+    def __le__(self, other: "Tombstones") -> bool:
+        return self | other == other
+
     def bury(self, sample: "Sample") -> bool:
         """Whether a sample is one of these: by its uid, its URL, or the bytes of its image."""
         found = marks_of(sample, hashed=bool(self.sha256s))

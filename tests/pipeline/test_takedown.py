@@ -1,5 +1,7 @@
 """Take-downs: nothing of a sample is left anywhere, what is left is true, and nothing brings it back."""
 
+import datetime
+import decimal
 import hashlib
 import json
 import os
@@ -10,21 +12,36 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from pipeline import commit, manifest, storage, takedown, tombstones
+from jobs.__main__ import main
+from pipeline import (
+    blanking,
+    commit,
+    manifest,
+    runs,
+    storage,
+    takedown,
+    takedown_search,
+    tombstones,
+)
+from pipeline.errors import UserError
 from pipeline.keep_list import KeepList
 from pipeline.manifest import Shard
 from pipeline.reading import STUB, read_samples
+from pipeline.runs import Run
 from pipeline.samples import uid_of
+from pipeline.stratify import draw
+from pipeline.teaching import TeachingWork
 from pipeline.tombstones import TAKEN_DOWN, Tombstones, url_hash
 from tests.support import buried
 from tests.support.buried import OTHER, OWN, alt, folder, holding, key_of, url_of
 from tests.support.outputs import CLOCKS, digest, leftovers
-from tests.support.shards import jpeg, pair, places, write_tar
+from tests.support.shards import jpeg, pair, pairs, places, write_tar
 from tests.support.stages import caption
 
 KEY = key_of(2)
@@ -261,7 +278,6 @@ def test_what_was_never_fetched_or_is_in_quarantine(made):
     assert found == []
     assert not (made.out / f"quarantine/{OWN}.tar").exists()
     stats = json.loads((made.out / f"shards/{OWN}_stats.json").read_text())
-    assert "quarantine_bytes" not in stats["record"]["counts"]
     assert stats["record"]["counts"]["reason"] == {TAKEN_DOWN: 2}
     assert stats["successes"] == 6
     assert made.undone() == []
@@ -342,6 +358,223 @@ def test_a_keep_list_found_anew_is_the_same_keep_list(made):
     rows_[0]["keep"] = False
     commit.write_sidecar(url, pa.Table.from_pylist(rows_, schema=table.schema), record)
     assert KeepList(str(made.out), "all").identity(made.shards[0]) != before
+
+
+# what belongs together
+
+
+def bare(root: Path, sha256s: list[str], urls: list[str]) -> Path:
+    """OUT with one raw shard whose tar tells nothing but images and texts; its table tells the rest."""
+    keys = [f"{i:09d}" for i in range(len(sha256s))]
+    write_tar(
+        root / "shards/00000.tar",
+        [(key, {"jpg": jpeg(i), "txt": b"<text %d>" % i}) for i, key in enumerate(keys)],
+    )
+    listed = zip(keys, sha256s, urls, strict=True)
+    told = [
+        {"key": key, "url": url, "caption": f"<text {i}>", "status": "success"}
+        | {"error_message": None, "sha256": sha256}
+        for i, (key, sha256, url) in enumerate(listed)
+    ]
+    schema = pa.schema([(name, pa.string()) for name in told[0]])
+    pq.write_table(pa.Table.from_pylist(told, schema=schema), root / "shards/00000.parquet")
+    stats = {"count": len(keys), "successes": len(keys), "status_dict": {"success": len(keys)}}
+    (root / "shards/00000_stats.json").write_text(json.dumps(stats))
+    return root
+
+
+def take(out: Path, asked: Tombstones):
+    report, found = takedown.find(str(out), asked)
+    takedown.take_down(str(out), report, found, "")
+    return report
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_what_belongs_together_by_way_of_a_table_goes_together(tmp_path, first):
+    """0 and 1 have the same bytes, 1 and 2 the same URL, 2 and 3 the same bytes; 4 is alone."""
+    sha256s = [c * 64 for c in "aabbc"]
+    urls = [f"https://example.org/{name}.jpg" for name in ("0", "12", "12", "3", "4")]
+    out = bare(tmp_path / "out", sha256s, urls)
+    key = f"{first:09d}"
+    report = take(out, uids(uid_of("00000", key)))
+    assert not report.missing
+    left = list(read_samples(Shard("00000", str(out / "shards/00000.tar"), 0)))
+    assert [s.reason for s in left] == [TAKEN_DOWN] * 4 + [""]
+    table = pq.read_table(out / "shards/00000.parquet").to_pylist()
+    assert [row["url"] for row in table] == [None] * 4 + [urls[4]]
+    assert holding(out, [b"<text %d>" % i for i in range(4)] + [jpeg(i) for i in range(4)]) == []
+    assert len(holding(out, [b"<text 4>"])) == 2
+    assert json.loads((out / "shards/00000_stats.json").read_text())["successes"] == 1
+    assert len(tombstones.load(str(out)).uids) == 4
+
+
+def test_tars_are_read_again_only_where_they_tell_something_new(made, monkeypatch):
+    read = []
+    original = takedown_search._in_shard
+    monkeypatch.setattr(
+        takedown_search, "_in_shard", lambda s, *asked: read.append(s.url) or original(s, *asked)
+    )
+    _, found = takedown.find(str(made.out), uids(UID))
+    tars = len(read) // 2
+    assert len(read) == 2 * tars  # what was stored has another hash than what was fetched
+    read.clear()
+    takedown.find(str(made.out), found.marks)
+    assert len(read) == tars
+
+
+def resharded(out: Path) -> tuple[Path, list[Shard]]:
+    """A shuffled folder: the uid that a key would make there is that of some other sample."""
+    urls = [
+        write_tar(out / f"shards/{i:05d}.tar", pairs(6, start)) for i, start in enumerate((0, 20))
+    ]
+    shards = manifest.register(str(out), urls)
+    to = out.parent / "to"
+    flags = ["--out", str(out), "--to", str(to), "--executor", "inline", "--shard-size", "8"]
+    assert main(["reshard", *flags, "--seed", "7"]) == 0
+    return to, shards
+
+
+def test_in_a_resharded_folder_only_it_goes(tmp_path):
+    to, _ = resharded(tmp_path / "out")
+    tables = sorted((to / "shards").glob("*.parquet"))
+    before = [row for path in tables for row in pq.read_table(path).to_pylist()]
+    made_of_keys = {uid_of("00000", r["key"]): r for r in before}  # and whose they seem to be
+    row = next(r for r in before if made_of_keys.get(r["uid"], r) != r)
+    report = take(to, uids(row["uid"]))
+    assert not report.missing
+    after = [row for path in tables for row in pq.read_table(path).to_pylist()]
+    changed = [b for a, b in zip(before, after, strict=True) if a != b]
+    assert changed == [row | {"status": "failed", "reason": TAKEN_DOWN}]
+    found = [s for shard in manifest.load(str(to)) for s in read_samples(shard)]
+    assert [s.uid for s in found if s.reason] == [row["uid"]]
+    assert [s.uid for s in found] == [r["uid"] for r in before]
+    assert tombstones.load(str(to)).uids == {row["uid"]}
+    sizes = json.loads((to / "shards/sizes.json").read_text())
+    assert sizes == {"00000.tar": 7, "00001.tar": 4}
+    for name, count in sizes.items():
+        stats = json.loads((to / f"shards/{name[:-4]}_stats.json").read_text())
+        assert stats["successes"] == stats["record"]["counts"]["status"]["ok"] == count
+
+
+def test_of_what_a_key_would_make_in_a_resharded_folder_nothing_goes(tmp_path):
+    to, _ = resharded(tmp_path / "out")
+    before = {p: p.read_bytes() for p in sorted((to / "shards").iterdir()) if p.is_file()}
+    strange = uid_of("00001", "000010003")  # a key of the folder, and no uid of it
+    report, found = takedown.find(str(to), uids(strange))
+    assert report.missing == uids(strange)
+    takedown.take_down(str(to), report, found, "")
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_in_a_folder_to_teach_from_only_it_goes(tmp_path):
+    urls = [write_tar(tmp_path / "raw/00000.tar", pairs(12))]
+    sources = manifest.register(str(tmp_path / "raw"), urls)
+    out = tmp_path / "out"
+    run = Run(str(out), "shards", "", {"n": 8})
+    runs.begin(run, ["00000"])
+    work = TeachingWork(draw(sources, 8, held_out=2).drawn, sources, run, shard_size=20)
+    for shard in work.planned():
+        work.perform(shard, frozenset())
+    manifest.register(str(out), [shard.url for shard in work.planned()])
+    tables = sorted((out / "shards").glob("*.parquet"))
+    before = [r for path in tables for r in pq.read_table(path).to_pylist()]
+    # one whose uid, made of its key here, is also that of another one's source
+    whose = {r["source_uid"]: r["key"] for r in before}
+    samples = [s for shard in manifest.load(str(out)) for s in read_samples(shard)]
+    chosen = next(s for s in samples if whose.get(s.uid, s.key) != s.key)
+    take(out, uids(chosen.uid))
+    after = [r for path in tables for r in pq.read_table(path).to_pylist()]
+    changed = [b for a, b in zip(before, after, strict=True) if a != b]
+    assert [r["key"] for r in changed] == [chosen.key]
+    assert is_blank(changed[0] | {"split": "", "source_uid": ""})
+    left = [s for shard in manifest.load(str(out)) for s in read_samples(shard)]
+    assert [s.key for s in left if s.reason] == [chosen.key]
+
+
+# what else tells of it
+
+
+def test_old_numbers_and_unfinished_work_go(made):
+    funnel, uids_ = (made.out / "keep/all" / name for name in ("funnel.json", "uids.npy"))
+    funnel.write_text('{"samples": 12, "kept": 10, "pool": ""}')
+    uids_.write_bytes(b"uids")
+    work = made.out / "columns/dedup@default/.work"
+    (work / "tables-1").mkdir(parents=True)
+    (work / "vectors.npy").write_bytes(b"embeddings of all")
+    report = bury(made, uids(UID))
+    assert not funnel.exists()
+    assert not uids_.exists()
+    assert not work.exists()
+    assert report.removed["columns/dedup@default/.work", "unfinished work, to be made again"] == 1
+    work.mkdir()  # of another one, killed later
+    assert bury(made, uids(UID)).removed.total() == 1
+    assert not work.exists()
+
+
+def test_work_that_goes_on_is_left_alone(made):
+    work = made.out / "columns/dedup@default/.work"
+    work.mkdir(parents=True)
+    with storage.exclusive(str(work.parent)), pytest.raises(UserError, match="another job"):
+        bury(made, uids(UID))
+    assert work.exists()
+
+
+def strange_table() -> pa.Table:
+    """Columns of every type that somebody's list may have, with and without nulls allowed."""
+    values = {
+        "md5": ("m", pa.string()),
+        "fetched_md5": ("m", pa.large_string()),
+        "view": ("v", pa.string_view()),
+        "raw": (b"r", pa.binary_view()),
+        "tag": ("t", pa.dictionary(pa.int32(), pa.string())),
+        "score": (0.5, pa.float16()),
+        "when": (datetime.datetime(2020, 1, 1), pa.timestamp("us")),
+        "price": (decimal.Decimal("1.50"), pa.decimal128(10, 2)),
+        "day": (datetime.date(2020, 1, 1), pa.date32()),
+        "at": (datetime.time(1), pa.time32("s")),
+        "flag": (True, pa.bool_()),
+        "data": (b"d", pa.binary()),
+        "boxes": ([[0.5]], pa.list_(pa.list_(pa.float32()))),
+        "vector": ([1.0, 2.0], pa.list_(pa.float32(), 2)),
+        "place": ({"x": 1, "y": "z"}, pa.struct([("x", pa.int8()), ("y", pa.string())])),
+    }
+    fields = [pa.field("key", pa.string()), pa.field("uid", pa.string())]
+    row = {"uid": "theirs"}
+    for name, (value, kind) in values.items():
+        for nullable in (True, False):
+            fields.append(pa.field(f"{name}_{nullable}", kind, nullable=nullable))
+            row[f"{name}_{nullable}"] = value
+    arrays = [[f"k{i}" if f.name == "key" else row[f.name] for i in range(3)] for f in fields]
+    columns = [pa.array(a, f.type) for a, f in zip(arrays, fields, strict=True)]
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def test_whatever_a_table_holds_only_the_key_stays():
+    table = blanking.as_written(strange_table())
+    made = blanking.blanked(table, np.array([False, True, False]), "00000")
+    assert made.schema == table.schema
+    before, after = table.to_pylist(), made.to_pylist()
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert after[1].pop("key") == "k1"
+    nothing = (None, "", b"", 0, False, [], [0.0, 0.0], {"x": None, "y": None})
+    nothing += (datetime.datetime(1970, 1, 1), datetime.date(1970, 1, 1), datetime.time(0))
+    kept = {k: v for k, v in after[1].items() if v not in nothing}
+    assert kept == {}
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_urls_and_hashes_of_any_kind_of_text_are_looked_at(kind):
+    text = {"url": "https://a.example/x", "fetched_sha256": "AB" * 32}
+    for name, value in text.items():
+        table = pa.table({"key": ["k", "l"], name: pa.array([value, None], kind)})
+        table = blanking.as_written(table)
+        asked = Tombstones(
+            sha256s=frozenset(["ab" * 32]), urls=frozenset([url_hash("https://a.example/x")])
+        )
+        found = blanking.is_buried(table, asked, "00000")
+        assert found.tolist() == [True, False]
+        told = blanking.marks(table.filter(pa.array(found)), "00000")
+        assert told.sha256s | told.urls < asked.sha256s | asked.urls
 
 
 KILLED = """

@@ -115,8 +115,7 @@ def crawled(out: Path, samples: int = 6) -> None:
                 yield row
 
     def record(table):
-        counts = layout.counts(table) | {"quarantine_bytes": apart.size}
-        return commit.Record(OWN, run.config_hash, {"part": sha256}, {}, counts)
+        return commit.Record(OWN, run.config_hash, {"part": sha256}, {}, layout.counts(table))
 
     commit.write_shard(run, OWN, schema, made, record, layout.stats)
 
