@@ -44,7 +44,8 @@ _SPECIAL_6 = [
 ]
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 _6TO4 = IPv6Network("2002::/16")  # RFC 3056: bits 16 to 48 are
-_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214: interface identifiers that end in one
+# RFC 5214 6.1: interface identifiers that end in one, whatever their "u" and "g" bits say.
+_ISATAP, _ISATAP_MASK = 0x00005EFE, 0xFCFFFFFF
 
 
 def networks(ranges: Iterable[str], flag: str = "--allow-private") -> list[Network]:
@@ -71,7 +72,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
         return False
     if address in _6TO4 and not is_public(IPv4Address(number >> 80 & 0xFFFFFFFF)):
         return False
-    is_tunnel = number >> 32 & 0xFFFFFFFF in _ISATAP
+    is_tunnel = number >> 32 & _ISATAP_MASK == _ISATAP
     return not is_tunnel or is_public(IPv4Address(number & 0xFFFFFFFF))
 
 

@@ -10,7 +10,7 @@ from yarl import URL
 
 from pipeline.crawl import exchange, urls
 from pipeline.crawl.body import read_body
-from pipeline.crawl.budget import ByteBudget
+from pipeline.crawl.budget import Room
 from pipeline.crawl.directives import TDM_RESERVATION, X_ROBOTS_TAG, opted_out
 from pipeline.crawl.reasons import Refused
 from pipeline.crawl.settings import FetchSettings
@@ -30,7 +30,6 @@ class Job:
     spent_sec: float = 0.0
     status: int = 0
     content_type: str = ""
-    taken: int = 0  # bytes of the budget
 
     @property
     def host(self) -> str:
@@ -47,7 +46,7 @@ async def step(
     job: Job,
     session: aiohttp.ClientSession,
     settings: FetchSettings,
-    budget: ByteBudget,
+    room: Room,
     *,
     keep_open: bool,
 ) -> bytes | None:
@@ -61,19 +60,6 @@ async def step(
     if not job.hops:
         job.tries += 1
     clock = asyncio.timeout(max(0.0, settings.timeout_sec - job.spent_sec))
-    waited = 0.0
-
-    async def take(number: int) -> None:
-        nonlocal waited
-        if not budget.fits(number):
-            # The consumer is slow, which is not the server's fault: its clock stands still.
-            left, since = clock.when() - loop.time(), loop.time()
-            clock.reschedule(None)
-            await budget.take(number, job)
-            waited += loop.time() - since
-            clock.reschedule(loop.time() + left)
-        job.taken += number
-
     try:
         async with clock, exchange.get(session, job.url, keep_open=keep_open) as response:
             job.status, job.content_type = response.status, exchange.content_type(response)
@@ -83,11 +69,12 @@ async def step(
                 _redirect(job, response.headers.get("Location", ""), settings)
                 return None
             exchange.require_body(response)
-            return await read_body(response, settings.max_bytes, take)
+            with room.body(job.host) as body:
+                return await read_body(response, settings.max_bytes, body.grow)
     except TimeoutError:
         raise Refused("deadline", f"not done in {settings.timeout_sec:g} s") from None
     finally:
-        job.spent_sec += loop.time() - started - waited
+        job.spent_sec += loop.time() - started
 
 
 def backoff(job: Job, settings: FetchSettings) -> float:

@@ -10,8 +10,10 @@ import aiohttp
 from pipeline.crawl.reasons import Refused
 
 _PIECE = 1 << 18
-_PIECE_COST = 64  # of an object, however few bytes came
 _START = 1024
+_NO_ENCODING = ("", "identity", "none", "binary")
+_MAGIC = b"\x1f\x8b"
+_MAX_MEMBERS = 4096  # each costs something, however few bytes it has
 # Possessive and atomic, so that no bytes make the search take longer than their number.
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?+\s*+(?:<\?xml[^>?]{0,200}+\?>\s*+)?+(?>(?:<!--.{0,2000}?-->\s*+)*)"
@@ -19,32 +21,35 @@ _HTML = re.compile(
     re.I | re.S,
 )
 
-Take = Callable[[int], Awaitable[None]]
+Grow = Callable[[int, int], Awaitable[None]]
 
 
-async def read_body(response: aiohttp.ClientResponse, max_bytes: int, take: Take) -> bytes:
+async def read_body(response: aiohttp.ClientResponse, max_bytes: int, grow: Grow) -> bytes:
     """Read a body to its end, and undo a gzip or deflate that nobody asked for.
 
-    take: awaited with the memory of each piece before it is kept. Raises Refused (too_many_bytes,
-    truncated_body, empty_body, html_instead, bad_encoding).
+    grow: awaited before a piece is kept, with the bytes up to its end and the most that the body
+    can come to. Raises Refused (too_many_bytes, truncated_body, empty_body, html_instead,
+    bad_encoding).
     """
     length = response.content_length
     if length is not None and length > max_bytes:
         raise Refused("too_many_bytes", f"more than {max_bytes} bytes announced")
-    pieces: list[bytes] = []
-    size = 0
+    is_plain = _encoding(response) in _NO_ENCODING
+    most = length if is_plain and length is not None else max_bytes
+    body = bytearray()  # one object, however small the pieces are
     async for piece in _decoded(response, max_bytes):
-        if size + len(piece) > max_bytes:
+        size = len(body) + len(piece)
+        if size > max_bytes:
             raise Refused("too_many_bytes", f"more than {max_bytes} bytes")
-        await take(len(piece) + _PIECE_COST)
-        pieces.append(piece)
+        await grow(size, max(size, most))
+        is_start = len(body) < _START
+        body += piece
         # The start may come in drips, in which a page would not be recognised.
-        if size < _START and _HTML.match(b"".join(pieces)[: 4 * _START]):
+        if is_start and _HTML.match(bytes(body[: 4 * _START])):
             raise Refused("html_instead", "a web page")
-        size += len(piece)
-    if not size:
+    if not body:
         raise Refused("empty_body", "no bytes")
-    return b"".join(pieces)
+    return bytes(body)
 
 
 async def read_prefix(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
@@ -57,9 +62,13 @@ async def read_prefix(response: aiohttp.ClientResponse, max_bytes: int) -> bytes
     return bytes(body[:max_bytes])
 
 
+def _encoding(response: aiohttp.ClientResponse) -> str:
+    return response.headers.get("Content-Encoding", "").strip().lower()
+
+
 async def _decoded(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIterator[bytes]:
-    encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    if encoding in ("", "identity", "none", "binary"):
+    encoding = _encoding(response)
+    if encoding in _NO_ENCODING:
         async for piece in _pieces(response):
             yield piece
         return
@@ -67,7 +76,7 @@ async def _decoded(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIte
         raise Refused("bad_encoding", f"Content-Encoding {encoding[:40]!r}")
     # Either header that zlib knows; what is sent as "deflate" often has none at all.
     unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    begun, received = False, 0
+    begun, received, members, rest = False, 0, 1, b""
     try:
         async for piece in _pieces(response):
             received += len(piece)
@@ -76,9 +85,22 @@ async def _decoded(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIte
             if not begun and encoding == "deflate" and piece[0] & 0x0F != 8:
                 unpack = zlib.decompressobj(-zlib.MAX_WBITS)
             begun = True
-            while piece and not unpack.eof:
+            piece, rest = rest + piece, b""
+            while piece:
+                if unpack.eof:
+                    # A gzip is one member after the other (RFC 1952 2.2); what is none ends it.
+                    if members == _MAX_MEMBERS:
+                        raise Refused("bad_encoding", f"more than {_MAX_MEMBERS} gzip members")
+                    if piece == _MAGIC[:1]:
+                        rest = piece
+                        break
+                    if encoding == "deflate" or not members or piece[:2] != _MAGIC:
+                        members = 0
+                        break
+                    members += 1
+                    unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
                 yield unpack.decompress(piece, _PIECE)
-                piece = unpack.unconsumed_tail
+                piece = unpack.unused_data if unpack.eof else unpack.unconsumed_tail
                 await asyncio.sleep(0)  # a bomb is unpacked between the others' turns
     except zlib.error:
         raise Refused("bad_encoding", f"the body is no {encoding}") from None

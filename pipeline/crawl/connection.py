@@ -8,7 +8,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from pipeline.crawl.addresses import AddressPolicy
 from pipeline.crawl.reasons import Refused
-from pipeline.crawl.resolver import Lookup, Resolver, system_lookup
+from pipeline.crawl.resolver import THREADS, Lookup, Resolver, system_lookup
 from pipeline.crawl.settings import FetchSettings
 
 KEPT_OPEN_SEC = 15.0
@@ -26,12 +26,12 @@ class CheckedConnector(aiohttp.TCPConnector):
             limit=limit,
             keepalive_timeout=KEPT_OPEN_SEC,
         )
-        self._policy, self._names = policy, resolver
+        self._policy, self.names = policy, resolver
 
     async def close(self, **options: object) -> None:
         """Close all connections, and the resolver with them."""
         await super().close(**options)
-        await self._names.close()
+        await self.names.close()
 
     async def _create_connection(self, *arguments: object) -> ResponseHandler:
         protocol = await super()._create_connection(*arguments)
@@ -47,7 +47,8 @@ class CheckedConnector(aiohttp.TCPConnector):
 def open_session(settings: FetchSettings, lookup: Lookup = system_lookup) -> aiohttp.ClientSession:
     """Open a session whose requests follow no redirects, keep no cookies and unpack nothing."""
     policy = AddressPolicy(settings.allow_private)
-    resolver = Resolver(policy, settings.hosts, lookup)
+    threads = max(THREADS, 2 * settings.concurrency)
+    resolver = Resolver(policy, settings.hosts, lookup, threads)
     return aiohttp.ClientSession(
         connector=CheckedConnector(policy, resolver, settings.concurrency),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 Work = TypeVar("Work")
 
 _MAX_IDLE_HOSTS = 50_000
+_FORGET_STEP = 10_000  # hosts more, until it is worth to look through all of them again
+_LONGEST_PAUSE_SEC = 3600.0  # that is remembered, unless the crawl itself waits longer
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ class Courtesy(Generic[Work]):
         self._per_host, self._delay, self._max_pause = per_host, delay_sec, max_pause_sec
         self._is_known = is_known
         self._hosts: dict[str, _Host[Work]] = {}
+        self._most_hosts = _MAX_IDLE_HOSTS
         self._turns: list[tuple[float, int, str]] = []  # heap
         self._later: list[tuple[float, int, str, Work]] = []  # heap
         self._order = itertools.count()
@@ -123,6 +126,7 @@ class Courtesy(Generic[Work]):
         self._now = now
         state = self._state(host)
         state.limit = max(1.0, state.limit / 2)
+        seconds = min(seconds, max(_LONGEST_PAUSE_SEC, self._max_pause + 1))
         if seconds > self._max_pause:
             state.closed_until = max(state.closed_until, now + seconds)
         else:
@@ -155,24 +159,30 @@ class Courtesy(Generic[Work]):
     def _state(self, host: str) -> _Host[Work]:
         state = self._hosts.get(host)
         if state is None:
-            if len(self._hosts) >= _MAX_IDLE_HOSTS:
+            if len(self._hosts) >= self._most_hosts:
                 self._forget()
             state = _Host(self._per_host, self._delay, is_known=self._is_known)
             self._hosts[host] = state
         return state
 
     def _forget(self) -> None:
-        """Drop half of the hosts that have nothing to do, those asked longest ago."""
+        """Drop half of the hosts that have nothing to do: those asked longest ago, paused ones last.
+
+        A pause that is forgotten costs its host one request too early; hosts that are kept for
+        their pauses would fill the memory.
+        """
         idle = [
-            host
-            for host, state in self._hosts.items()
-            if not state.waiting
-            and not state.in_flight
-            and max(state.paused_until, state.closed_until) <= self._now
+            host for host, state in self._hosts.items() if not state.waiting and not state.in_flight
         ]
-        idle.sort(key=lambda host: self._hosts[host].last_start)
-        for host in idle[: len(idle) // 2]:
+
+        def free_since(host: str) -> float:
+            state = self._hosts[host]
+            return max(state.last_start, state.paused_until, state.closed_until)
+
+        idle.sort(key=free_since)
+        for host in idle[: (len(idle) + 1) // 2]:
             del self._hosts[host]
+        self._most_hosts = max(_MAX_IDLE_HOSTS, len(self._hosts) + _FORGET_STEP)
 
     def _ready_at(self, state: _Host[Work]) -> float:
         if state.closed_until > self._now:

@@ -13,6 +13,7 @@ from pipeline.crawl.dates import read_date
 from pipeline.crawl.reasons import Refused
 
 _MAX_TYPE = 100
+_LONGEST_SEC = 365 * 24 * 3600.0
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REASONS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 410: "gone"}
 _MAY_PASS = {408: "http_408", 425: "http_425", 429: "http_429"}
@@ -26,15 +27,13 @@ async def get(
     """Ask for a URL and give the answer as soon as its headers are there.
 
     keep_open: whether the connection is of use afterwards; a body that is not read to its end costs
-    it in any case. Raises Refused where there is no
-    answer; what is raised inside of the block goes through as it is.
+    it in any case. Raises Refused where there is no answer; what is raised inside of the block, and
+    by the connector as Refused, goes through as it is.
     """
     try:
         # Connections to thousands of hosts that are never asked again would pile up.
         headers = None if keep_open else {"Connection": "close"}
         response = await session.get(url, allow_redirects=False, headers=headers)
-    except aiohttp.ClientConnectorDNSError as error:
-        raise Refused("dns", f"{url.host} could not be looked up", again=True) from error
     except (aiohttp.ClientSSLError, ssl.SSLError) as error:
         raise Refused("tls", _tls_message(error)) from error
     except TimeoutError as error:
@@ -87,12 +86,15 @@ def content_type(response: aiohttp.ClientResponse) -> str:
 
 
 def retry_after(text: str, now: datetime) -> float | None:
-    """Read a Retry-After header (RFC 9110 10.2.3), seconds or a date, as seconds from now."""
-    text = text.strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text, re.A):
-        return float(text)
+    """Read a Retry-After header (RFC 9110 10.2.3), seconds or a date, as seconds from now.
+
+    Of several the first one counts; None where it is neither.
+    """
+    number = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:[,;]|$)", text, re.A)
+    if number:
+        return min(float(number[1]), _LONGEST_SEC)
     date = read_date(text)
-    return max(0.0, (date - now).total_seconds()) if date else None
+    return min(max(0.0, (date - now).total_seconds()), _LONGEST_SEC) if date else None
 
 
 def _tls_message(error: Exception) -> str:

@@ -19,7 +19,7 @@ from pipeline.crawl.settings import FetchSettings
 __all__ = ["IN_FLIGHT_BYTES", "Fetched", "Fetcher", "fetch_all"]
 
 IN_FLIGHT_BYTES = 128 * 2**20
-"""Bytes of bodies held at once, before reading pauses."""
+"""Bytes of bodies that wait for their consumer, before no more are asked for."""
 
 
 def fetch_all(
@@ -77,8 +77,8 @@ class Fetcher:
 
         urls: read in this object's thread, as far ahead as `look_ahead` says. deadline_sec: for all
         of them, from the first `next`; what has no answer by then ends as `shard_deadline`.
-        in_flight_bytes: of bodies that are read or wait to be taken; a slow consumer slows the
-        reading. Raises RuntimeError while another list is being fetched, and what `urls` raises.
+        in_flight_bytes: of bodies that wait to be taken, beyond which no request is begun; those
+        that are being read take up to three times as much. Raises RuntimeError while another list is being fetched, and what `urls` raises.
         """
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("this Fetcher is busy with another list")
@@ -103,8 +103,8 @@ class Fetcher:
                     yield item
             except BaseException:
                 loop.call_soon_threadsafe(cancel)
-                while ready.get() is not None:
-                    pass
+                while (item := ready.get()) is not None:
+                    budget.free(item[1].cost)  # what waits for it can end
                 raise
         finally:
             self._busy.release()
@@ -126,7 +126,7 @@ async def _open(settings: FetchSettings, lookup: Lookup, opened: Future) -> None
         settings.max_pause_sec,
         is_known=not settings.robots,
     )
-    opened.set_result(Means(settings, session, robots, courtesy))
+    opened.set_result(Means(settings, session, session.connector.names, robots, courtesy))
     try:
         await asyncio.Event().wait()
     finally:

@@ -1,5 +1,7 @@
 """Why a URL gave no image: the closed list of reasons, and which of them may pass with time."""
 
+from functools import partial
+
 OK = ""
 
 MAY_PASS = frozenset(
@@ -76,3 +78,12 @@ class Refused(Exception):
         super().__init__(message)
         self.reason, self.message, self.again = reason, message, again
         self.status, self.retry_after, self.content_type = status, retry_after, content_type
+
+    def __reduce__(self) -> tuple:
+        options = {
+            "again": self.again,
+            "status": self.status,
+            "retry_after": self.retry_after,
+            "content_type": self.content_type,
+        }
+        return partial(Refused, **options), (self.reason, self.message)

@@ -2,21 +2,28 @@
 
 import asyncio
 import socket
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from pipeline.crawl import urls
 from pipeline.crawl.addresses import AddressPolicy
+from pipeline.crawl.answers import Answer, Answers
 from pipeline.crawl.reasons import Refused
+from pipeline.crawl.threads import DaemonThreads
 
 KEPT_SEC = 300.0
 """How long an answer is believed; connections check their address in any case."""
 MISS_KEPT_SEC = 60.0
-MAX_NAMES = 50_000
-THREADS = 32
-"""Look-ups at once: the system's own blocks for seconds on a dead domain."""
+MAX_ADDRESSES = 16
+"""Of one name; a name server could name thousands."""
+MAX_KEPT = 200_000
+"""Names and addresses remembered."""
+THREADS = 64
+"""Look-ups at once, unless more is asked for: the system's own block for seconds on a dead domain,
+long after everyone has given up waiting for them."""
+MAX_WAIT_SEC = 60.0
+"""How long a look-up waits for one of the threads."""
 
 Lookup = Callable[[str], Sequence[str]]
 
@@ -35,21 +42,38 @@ class Resolver(AbstractResolver):
     """Resolver of a session: gives only addresses that `policy` permits.
 
     hosts: "name=address" entries that go before the system. lookup: asks for a name's addresses,
-    in a thread. A name with public and other addresses keeps the public ones. `resolve` raises
+    in one of `threads` threads. A name with public and other addresses keeps the public ones. `resolve` raises
     Refused (private_address, no_such_host, dns).
     """
 
     def __init__(
-        self, policy: AddressPolicy, hosts: Iterable[str] = (), lookup: Lookup = system_lookup
+        self,
+        policy: AddressPolicy,
+        hosts: Iterable[str] = (),
+        lookup: Lookup = system_lookup,
+        threads: int = THREADS,
     ) -> None:
         self._policy, self._lookup = policy, lookup
         self._hosts: dict[str, list[str]] = {}
         for entry in hosts:
             name, _, address = entry.partition("=")
             self._hosts.setdefault(name.lower(), []).append(address)
-        self._known: OrderedDict[str, tuple[float, list[str] | Refused]] = OrderedDict()
-        self._asking: dict[str, asyncio.Future] = {}
-        self._threads = ThreadPoolExecutor(THREADS, "dns")
+        self._answers: Answers[list[str] | Refused] = Answers(self._ask, MAX_KEPT)
+        self._gate = asyncio.Semaphore(threads)
+        self._threads = DaemonThreads("dns")
+
+    async def admit(self, host: str) -> None:
+        """Return when the look-up of a host has a thread, if it needs one; raises Refused (dns).
+
+        For before a clock runs: that others' look-ups are slow is no fault of this host.
+        """
+        if self._fixed(host) is not None:
+            return
+        try:
+            async with asyncio.timeout(MAX_WAIT_SEC):
+                await self._answers.begin(host)
+        except TimeoutError:
+            raise Refused("dns", f"{host}: too many look-ups before it") from None
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         """Give the addresses of a name that may be connected to."""
@@ -73,40 +97,36 @@ class Resolver(AbstractResolver):
 
     async def close(self) -> None:
         """Let go of the threads; look-ups that hang end when the system gives up."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._answers.close()
+        self._threads.close()
 
     async def _addresses(self, name: str) -> list[str] | Refused:
+        fixed = self._fixed(name)
+        return await self._answers.get(name) if fixed is None else fixed
+
+    def _fixed(self, name: str) -> list[str] | None:
+        """Return the addresses of a name that nobody needs to be asked for."""
         if name in self._hosts:
             return self._hosts[name]
         if name == "localhost" or name.endswith(".localhost"):  # RFC 6761 6.3: asks nobody
             return ["127.0.0.1", "::1"]
-        loop = asyncio.get_running_loop()
-        until, found = self._known.get(name, (0.0, None))
-        if found is not None and loop.time() < until:
-            return found
-        if name not in self._asking:
-            self._asking[name] = asyncio.ensure_future(self._ask(name))
-        # Who gives up waiting does not take the answer from the others.
-        return await asyncio.shield(self._asking[name])
+        address = urls.literal(name)
+        return None if address is None else [address]
 
-    async def _ask(self, name: str) -> list[str] | Refused:
-        loop = asyncio.get_running_loop()
-        kept = KEPT_SEC
-        try:
-            found = list(await loop.run_in_executor(self._threads, self._lookup, name))
-        except socket.gaierror as error:
-            found = _refusal(name, error)
-        except (OSError, UnicodeError) as error:
-            found = Refused("dns", f"{name}: {type(error).__name__}", again=True)
-        finally:
-            self._asking.pop(name, None)
+    async def _ask(self, name: str, _: object, begun: asyncio.Event) -> Answer[list[str] | Refused]:
+        async with self._gate:  # who gives up before has taken no thread
+            begun.set()
+            try:
+                future = self._threads.submit(self._lookup, name)
+                found = list(await asyncio.wrap_future(future))[:MAX_ADDRESSES]
+            except socket.gaierror as error:
+                found = _refusal(name, error)
+            except (OSError, UnicodeError) as error:
+                found = Refused("dns", f"{name}: {type(error).__name__}", again=True)
         if isinstance(found, Refused):
             # What may pass is asked again by the next try, which comes after a pause anyway.
-            kept = 0.0 if found.again else MISS_KEPT_SEC
-        self._known[name] = (loop.time() + kept, found)
-        if len(self._known) > MAX_NAMES:
-            self._known.popitem(last=False)
-        return found
+            return Answer(found, 0.0 if found.again else MISS_KEPT_SEC)
+        return Answer(found, KEPT_SEC, 1 + len(found))
 
 
 def _refusal(name: str, error: socket.gaierror) -> Refused:

@@ -1,14 +1,13 @@
 """What robots.txt allows us: one fetch per origin, remembered (RFC 9309)."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
 
 from pipeline.crawl import exchange, urls
+from pipeline.crawl.answers import Answer, Answers
 from pipeline.crawl.body import read_prefix
 from pipeline.crawl.reasons import Refused
 from pipeline.crawl.robots_rules import MAX_BYTES, Rules
@@ -16,20 +15,26 @@ from pipeline.crawl.settings import FetchSettings
 
 KEPT_SEC = 24 * 3600.0  # RFC 9309 2.4
 FAILURE_KEPT_SEC = 300.0
-MAX_ORIGINS = 10_000
-MAX_KEPT_BYTES = 16 * 2**20
-"""Text of all files kept; parsed they take about ten times that."""
+MAX_KEPT_BYTES = 32 * 2**20
+"""Memory of all rules that are kept, each file's own estimate."""
+_ENTRY_BYTES = 600  # of an origin without rules
 _REDIRECTS = 5  # RFC 9309 2.3.1.2
-
-Sleep = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    until: float
     rules: Rules | None = None  # None: no rules, all is allowed
     failure: Refused | None = None
-    num_bytes: int = 0
+    tries: int = 0  # that have failed until now, and are to be followed by another ...
+    pause_sec: float = 0.0  # ... after this
+
+
+class Later(Exception):
+    """The rules of a host cannot be had just now; `seconds`: after which to ask for them again."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 class Robots:
@@ -37,17 +42,18 @@ class Robots:
 
     def __init__(self, session: aiohttp.ClientSession, settings: FetchSettings) -> None:
         self._session, self._settings = session, settings
-        self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._asking: dict[str, asyncio.Task] = {}
-        self._num_bytes = 0
+        self._origins: Answers[_Known] = Answers(self._ask, MAX_KEPT_BYTES)
 
     async def delay_for(self, url: URL) -> float:
         """Return the crawl-delay that an origin asks for, once its rules allow this URL.
 
         Raises Refused: robots_denied, robots_unreachable where the rules cannot be had, and what
-        stops every request to this origin (its name, its address, its connection, TLS).
+        stops every request to this origin (its name, its address, its connection, TLS). Raises
+        Later where its host should be left alone for a while, and then be asked again.
         """
-        known = await self._rules(url)
+        known = await self._origins.get(urls.origin(url))
+        if known.tries:
+            raise Later(known.pause_sec)
         if known.failure:
             failure = known.failure
             # It was tried again already, for all URLs of this origin together.
@@ -60,69 +66,45 @@ class Robots:
 
     async def close(self) -> None:
         """End the fetches under way."""
-        tasks = list(self._asking.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._origins.close()
 
-    async def _rules(self, url: URL) -> _Known:
-        origin = urls.origin(url)
-        known = self._known.get(origin)
-        if known and asyncio.get_running_loop().time() < known.until:
-            self._known.move_to_end(origin)
-            return known
-        if origin not in self._asking:
-            self._asking[origin] = asyncio.ensure_future(self._ask(origin))
-        return await asyncio.shield(self._asking[origin])
-
-    async def _ask(self, origin: str) -> _Known:
-        loop = asyncio.get_running_loop()
+    async def _ask(
+        self, origin: str, before: _Known | None, begun: asyncio.Event
+    ) -> Answer[_Known]:
+        begun.set()
+        tries = before.tries + 1 if before else 1
         try:
             text = await self._fetch(URL(origin) / "robots.txt")
-            known = _Known(loop.time() + KEPT_SEC)
-            if text:
-                # Parsing the longest takes a good part of a second.
-                names = self._settings.crawler_names
-                rules = await loop.run_in_executor(None, Rules, text, names)
-                known = _Known(known.until, rules, None, len(text))
         except Refused as failure:
+            pause = self._pause(failure, tries)
+            if pause is not None:
+                return Answer(_Known(tries=tries, pause_sec=pause), 0.0, _ENTRY_BYTES)
             kept = Refused(failure.reason, failure.message)  # without what its traceback holds
-            known = _Known(loop.time() + FAILURE_KEPT_SEC, failure=kept)
-        finally:
-            self._asking.pop(origin, None)
-        self._keep(origin, known)
-        return known
+            return Answer(_Known(failure=kept), FAILURE_KEPT_SEC, _ENTRY_BYTES)
+        if not text:
+            return Answer(_Known(), KEPT_SEC, _ENTRY_BYTES)
+        # Parsing the longest takes a good part of a second.
+        loop, names = asyncio.get_running_loop(), self._settings.crawler_names
+        rules = await loop.run_in_executor(None, Rules, text, names)
+        return Answer(_Known(rules), KEPT_SEC, _ENTRY_BYTES + rules.num_bytes)
 
-    def _keep(self, origin: str, known: _Known) -> None:
-        before = self._known.pop(origin, None)
-        self._known[origin] = known
-        self._num_bytes += known.num_bytes - (before.num_bytes if before else 0)
-        while len(self._known) > MAX_ORIGINS or (
-            self._num_bytes > MAX_KEPT_BYTES and len(self._known) > 1
-        ):
-            _, old = self._known.popitem(last=False)
-            self._num_bytes -= old.num_bytes
+    def _pause(self, failure: Refused, tries: int) -> float | None:
+        """Return the seconds before the next try; None where there is none."""
+        settings = self._settings
+        pause = settings.backoff_sec * 2 ** (tries - 1)
+        if failure.retry_after is not None:
+            pause = max(pause, failure.retry_after)
+        is_worth_it = failure.again and tries <= settings.retries and pause <= settings.timeout_sec
+        return pause if is_worth_it else None
 
     async def _fetch(self, url: URL) -> bytes:
         """Return the rules, or b"" where there are none; raises Refused."""
-        settings = self._settings
-        for attempt in range(settings.retries + 1):
-            try:
-                async with asyncio.timeout(settings.timeout_sec):
-                    return await self._hops(url)
-            except TimeoutError:
-                # All of one URL's patience went into it; a second try would cost the same.
-                raise Refused("robots_unreachable", "robots.txt: no answer in time") from None
-            except Refused as failure:
-                if not failure.again or attempt == settings.retries:
-                    raise
-                pause = settings.backoff_sec * 2**attempt
-                if failure.retry_after is not None:
-                    pause = max(pause, failure.retry_after)
-                if pause > settings.timeout_sec:
-                    raise
-                await asyncio.sleep(pause)
-        raise AssertionError("unreachable")
+        try:
+            async with asyncio.timeout(self._settings.timeout_sec):
+                return await self._hops(url)
+        except TimeoutError:
+            # All of one URL's patience went into it; a second try would cost the same.
+            raise Refused("robots_unreachable", "robots.txt: no answer in time") from None
 
     async def _hops(self, url: URL) -> bytes:
         for hop in range(_REDIRECTS + 1):
@@ -130,6 +112,8 @@ class Robots:
                 async with exchange.get(self._session, url) as response:
                     if response.status in exchange.REDIRECTS:
                         location = response.headers.get("Location", "")
+                    elif response.status in (204, 205):
+                        return b""
                     elif 400 <= response.status < 500 and response.status != 429:
                         return b""  # "unavailable": RFC 9309 2.3.1.3
                     else:
@@ -148,6 +132,4 @@ class Robots:
         return b""  # too many redirects are as good as none: RFC 9309 2.3.1.2
 
 
-_ORIGIN_IS_OUT = {
-    *("dns", "no_such_host", "connect", "timeout", "tls", "private_address", "bad_response"),
-}
+_ORIGIN_IS_OUT = {"dns", "no_such_host", "connect", "timeout", "tls", "private_address"}

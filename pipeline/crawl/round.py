@@ -8,13 +8,14 @@ import aiohttp
 
 from pipeline.crawl import urls as addresses
 from pipeline.crawl.attempt import Job, backoff, step
-from pipeline.crawl.budget import ByteBudget
+from pipeline.crawl.budget import ByteBudget, Room
 from pipeline.crawl.courtesy import Courtesy
 from pipeline.crawl.reasons import OK, Refused
-from pipeline.crawl.robots import Robots
+from pipeline.crawl.resolver import Resolver
+from pipeline.crawl.robots import Later, Robots
 from pipeline.crawl.settings import FetchSettings
 
-_AT_ONCE = 256  # URLs read before answers get their turn
+_SLICE_SEC = 0.01  # of reading URLs, before answers get their turn
 _RESULT_BYTES = 512  # of a result without a body
 
 
@@ -41,6 +42,7 @@ class Means:
 
     settings: FetchSettings
     session: aiohttp.ClientSession
+    names: Resolver
     robots: Robots
     courtesy: Courtesy[Job]
 
@@ -51,9 +53,10 @@ class Round:
     def __init__(
         self, means: Means, budget: ByteBudget, put: Callable[[tuple[int, Fetched]], None]
     ) -> None:
-        self._settings, self._session = means.settings, means.session
+        self._settings, self._session, self._names = means.settings, means.session, means.names
         self._robots, self._courtesy = means.robots, means.courtesy
         self._budget, self._put = budget, put
+        self._room = Room.beside(budget, means.settings.concurrency)
         self._turns: dict[asyncio.Task, tuple[str, Job]] = {}
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -120,7 +123,8 @@ class Round:
 
     def _look_ahead(self, listed: Iterator[tuple[int, str]]) -> bool:
         """Read on in the list; return whether there may be more of it."""
-        for _ in range(_AT_ONCE):
+        until = self._loop.time() + _SLICE_SEC
+        while self._loop.time() < until:
             if len(self._courtesy) >= self._settings.look_ahead or self._budget.is_full:
                 return True
             entry = next(listed, None)
@@ -140,6 +144,9 @@ class Round:
         """Make one request of a job; then it is ended, or put back for its next."""
         try:
             body = await self._step(host, job)
+        except Later as later:
+            self._courtesy.pause(host, self._loop.time(), later.seconds)
+            self._courtesy.add(host, job, first=True)
         except Refused as failure:
             self._fail(host, job, failure)
         except Exception as error:  # a server may yet find a way that nobody thought of
@@ -150,15 +157,16 @@ class Round:
                 self._courtesy.add(job.host, job, first=True)
             else:
                 fetched = Fetched(body, OK, "", job.status, job.tries, job.content_type)
-                self._finish(job.index, fetched, job)
+                self._finish(job.index, fetched)
 
     async def _step(self, host: str, job: Job) -> bytes | None:
         if self._courtesy.is_closed(host):
             raise Refused("host_paused", "the host asked for a long pause")
+        await self._names.admit(host)
         if self._settings.robots:
             self._courtesy.meet(host, await self._robots.delay_for(job.url))
         keep_open = self._courtesy.has_waiting(host)
-        return await step(job, self._session, self._settings, self._budget, keep_open=keep_open)
+        return await step(job, self._session, self._settings, self._room, keep_open=keep_open)
 
     def _fail(self, host: str, job: Job, failure: Refused) -> None:
         """Try a job again later if that may help, and if its time allows; or end it."""
@@ -172,8 +180,6 @@ class Round:
         if not failure.again or job.tries > settings.retries or not has_time:
             self._end(job.index, failure, job)
             return
-        self._budget.done(job, job.taken, 0)
-        job.taken = 0
         job.spent_sec += pause
         job.restart()
         self._courtesy.add(job.host, job, at=now + pause)
@@ -182,10 +188,10 @@ class Round:
         status = failure.status or (job.status if job else 0)
         tries, kind = (job.tries, job.content_type) if job else (0, "")
         fetched = Fetched(b"", failure.reason, failure.message, status, tries, kind)
-        self._finish(index, fetched, job)
+        self._finish(index, fetched)
 
-    def _finish(self, index: int, fetched: Fetched, job: Job | None) -> None:
-        self._budget.done(job, job.taken if job else 0, fetched.cost)
+    def _finish(self, index: int, fetched: Fetched) -> None:
+        self._budget.keep(fetched.cost)
         self._put((index, fetched))
 
 

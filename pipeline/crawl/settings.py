@@ -28,7 +28,7 @@ class FetchSettings:
     timeout_sec: float = 30.0
     """Time of one URL: its requests, redirects, retries and the pauses between them.
 
-    Waiting for a host's turn, or for its robots.txt, does not count.
+    Waiting for a host's turn, for its robots.txt or for a thread to look it up does not count.
     """
     connect_timeout_sec: float = 10.0
     """Time of one connection: name, TCP and TLS."""
@@ -69,9 +69,14 @@ class FetchSettings:
             _require(getattr(self, flag) >= 1, flag, getattr(self, flag), "at least 1")
         for flag in ("timeout_sec", "connect_timeout_sec"):
             _require(getattr(self, flag) > 0, flag, getattr(self, flag), "more than 0")
-        for flag in ("retries", "max_redirects", "backoff_sec", "host_delay_sec", "max_pause_sec"):
+        for flag in (
+            *("retries", "max_redirects", "backoff_sec"),
+            *("host_delay_sec", "max_pause_sec", "max_crawl_delay_sec"),
+        ):
             _require(getattr(self, flag) >= 0, flag, getattr(self, flag), "0 or more")
-        for name in self.crawler_names:
+        names = self.crawler_names
+        _require(bool(names), "crawler_names", names, "at least one name")
+        for name in names:
             _require(bool(re.fullmatch(r"[\w.-]+", name, re.A)), "crawler_names", name, "a token")
         for entry in self.hosts:
             name, _, address = entry.partition("=")

@@ -25,6 +25,7 @@ _BAD_PORTS = frozenset(map(int, _OTHERS.split()))
 # What may stand in a path or a query as it is (RFC 3986 3.3, 3.4, and what browsers leave alone);
 # the percent sign too: what is encoded already is sent byte for byte, or signatures would break.
 _SAFE = "!$%&'()*+,-./:;=?@_~[]|"
+_MAX_HOST = 253  # RFC 1035 2.3.4
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")  # blogs have names like "-a-"
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
@@ -130,13 +131,15 @@ def _host(host: str) -> str:
         except ValueError:
             raise Refused("bad_url", "the host is no IPv6 address") from None
     host = unquote(host)
+    if len(host) > _MAX_HOST + 1:  # with a dot at its end; before IDNA, whose time grows fast
+        raise Refused("bad_url", "the host is no domain name")
     if not host.isascii():
         try:
             host = URL.build(scheme="http", host=host).raw_host or ""
         except ValueError:
             raise Refused("bad_url", "the host is no domain name") from None
     host = host.lower().removesuffix(".")
-    if len(host) > 253 or not _HOST.fullmatch(host):
+    if len(host) > _MAX_HOST or not _HOST.fullmatch(host):
         raise Refused("bad_url", "the host is no domain name")
     return _legacy(host) if _NUMBER.fullmatch(host.rpartition(".")[2]) else host
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import ipaddress
+import pickle
 import socket
+import threading
+from collections import defaultdict
 
 import pytest
 from hypothesis import given
@@ -69,6 +72,8 @@ PRIVATE = [
     "4000::1",
     "2a00:1450:4001:800::5efe:127.0.0.1",
     "2a00:1450:4001:800:200:5efe:10.0.0.1",
+    "2600::100:5efe:10.0.0.1",
+    "2600::300:5efe:10.0.0.1",
 ]
 PUBLIC = [
     "1.1.1.1",
@@ -91,6 +96,7 @@ PUBLIC = [
     "::ffff:8.8.8.8",
     "64:ff9b::808:808",
     "2002:808:808::1",
+    "2600::400:5efe:10.0.0.1",
 ]
 
 
@@ -212,3 +218,100 @@ def test_a_name_server_that_is_away_is_asked_again():
         await resolver.close()
 
     asyncio.run(run())
+
+
+def test_of_a_name_with_very_many_addresses_a_few_are_kept():
+    names = {"a.test": [f"8.8.{n // 256}.{n % 256}" for n in range(4000)]}
+    found, _ = resolve(names, "a.test")
+    assert found == [[f"8.8.0.{n}" for n in range(16)]]
+
+
+class Lookups:
+    """Look-ups that end when they are told to, and know which ones are under way."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self._ends: dict[str, threading.Event] = defaultdict(threading.Event)
+
+    def __call__(self, name: str) -> list[str]:
+        self.begun.append(name)
+        assert self._ends[name].wait(20)
+        return ["8.8.8.8"]
+
+    def end(self, *names: str) -> None:
+        for name in names:
+            self._ends[name].set()
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_look_ups_that_nobody_waits_for_any_more_never_reach_a_thread():
+    lookups = Lookups()
+
+    async def run() -> None:
+        resolver = Resolver(AddressPolicy(), (), lookups, threads=1)
+        slow = asyncio.ensure_future(resolver.resolve("slow.test"))
+        await until(lambda: lookups.begun == ["slow.test"])
+        given_up = [asyncio.ensure_future(resolver.resolve(f"{n}.test")) for n in range(9)]
+        stays = asyncio.ensure_future(resolver.resolve("8.test"))
+        good = asyncio.ensure_future(resolver.resolve("good.test"))
+        await asyncio.sleep(0.01)
+        for one in (slow, *given_up):
+            one.cancel()
+        again = asyncio.ensure_future(resolver.resolve("slow.test"))
+        lookups.end("slow.test", "8.test", "good.test")
+        for one in (again, stays, good):
+            assert (await one)[0]["host"] == "8.8.8.8"
+        await resolver.close()
+
+    asyncio.run(run())
+    # The one that was under way was of use for who came later.
+    assert lookups.begun == ["slow.test", "8.test", "good.test"]
+
+
+def test_waiting_for_a_thread_is_apart_from_waiting_for_the_answer():
+    lookups = Lookups()
+
+    async def run() -> None:
+        resolver = Resolver(AddressPolicy(), ("fixed.test=8.8.8.8",), lookups, threads=1)
+        await resolver.admit("first.test")
+        for host in ("fixed.test", "127.0.0.1", "::1", "localhost", "first.test"):
+            await resolver.admit(host)
+        second = asyncio.ensure_future(resolver.admit("second.test"))
+        await until(lambda: lookups.begun == ["first.test"])
+        assert not second.done()
+        lookups.end("first.test")
+        await second
+        await until(lambda: lookups.begun == ["first.test", "second.test"])
+        lookups.end("second.test")
+        assert (await resolver.resolve("second.test"))[0]["host"] == "8.8.8.8"
+        await resolver.close()
+
+    asyncio.run(run())
+    assert lookups.begun == ["first.test", "second.test"]
+
+
+def test_a_thread_that_never_comes_free_is_told(monkeypatch):
+    lookups = Lookups()
+    monkeypatch.setattr("pipeline.crawl.resolver.MAX_WAIT_SEC", 0.01)
+
+    async def run() -> None:
+        resolver = Resolver(AddressPolicy(), (), lookups, threads=1)
+        await resolver.admit("slow.test")
+        with pytest.raises(Refused) as refused:
+            await resolver.admit("good.test")
+        assert refused.value.reason == "dns"
+        await resolver.close()
+
+    asyncio.run(run())
+    lookups.end("slow.test")
+
+
+def test_a_refusal_survives_its_way_to_another_process():
+    sent = Refused("dns", "no", again=True, status=5, retry_after=2.0, content_type="x/y")
+    got = pickle.loads(pickle.dumps(sent))
+    assert vars(got) == vars(sent) and got.args == sent.args

@@ -3,6 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.crawl import courtesy as module
 from pipeline.crawl.courtesy import Courtesy
 
 
@@ -118,6 +119,52 @@ def test_all_that_waits_is_handed_over():
     courtesy.drain(taken.append)
     assert sorted(taken) == [1, 2, 3] and len(courtesy) == 0
     assert courtesy.take(10.0) is None and courtesy.next_at() is None
+
+
+def test_no_pause_is_kept_for_ever():
+    courtesy = Courtesy(per_host=1, max_pause_sec=60.0)
+    courtesy.pause("a", 0.0, 1e9)
+    courtesy.add("a", 1)
+    assert courtesy.take(3599.0) == ("a", 1) and courtesy.is_closed("a")
+    courtesy.done("a")
+    courtesy.add("a", 2)
+    assert courtesy.take(3601.0) == ("a", 2) and not courtesy.is_closed("a")
+    patient = Courtesy(per_host=1, max_pause_sec=9000.0)
+    patient.pause("a", 0.0, 8000.0)
+    patient.add("a", 1)
+    assert takes(patient, 7999.0) == [] and takes(patient, 8000.0) == [1]
+
+
+def test_hosts_that_only_pause_are_forgotten_now_and_then(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_IDLE_HOSTS", 100)
+    monkeypatch.setattr(module, "_FORGET_STEP", 20)
+    looks, forget = [], Courtesy._forget
+    monkeypatch.setattr(Courtesy, "_forget", lambda self: (looks.append(1), forget(self)))
+    courtesy = Courtesy(per_host=1)
+    courtesy.add("busy", 0)
+    assert courtesy.take(0.0) == ("busy", 0)
+    courtesy.pause("busy", 0.0, 50.0)
+    for number in range(2000):
+        host = f"{number}.test"
+        courtesy.add(host, number)
+        assert courtesy.take(0.0) == (host, number)
+        courtesy.pause(host, 0.0, 1e9)
+        courtesy.done(host)
+        assert len(courtesy._hosts) <= 100
+    assert len(looks) <= 2000 / 40
+    courtesy.add("busy", 1)  # is in flight, and thus is known
+    assert takes(courtesy, 49.0) == []
+
+
+def test_where_all_hosts_are_busy_it_is_seldom_looked_whom_to_forget(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_IDLE_HOSTS", 100)
+    monkeypatch.setattr(module, "_FORGET_STEP", 20)
+    looks, forget = [], Courtesy._forget
+    monkeypatch.setattr(Courtesy, "_forget", lambda self: (looks.append(1), forget(self)))
+    courtesy = Courtesy(per_host=1)
+    for number in range(300):
+        courtesy.add(f"{number}.test", number)
+    assert len(looks) == 10 and len(courtesy) == 300
 
 
 @settings(max_examples=60)

@@ -40,6 +40,14 @@ def verdict(*tags: str, tdm: tuple[str, ...] = (), names: tuple[str, ...] = ("re
         "otherbot: max-snippet: 5, recaption: max-snippet: 5, {}",
         "nofollow; {}",
         "{}: true",
+        "{}=1",
+        '"{}"',
+        "nofollow {} noarchive",
+        "recaption: nofollow {}",
+        "rating: adult, {}",
+        "content-signal: search=yes, {}",
+        "max-anything: 3, {}",
+        "unavailable_after: Jun 25, 2030, {}",
     ],
 )
 def test_opt_outs_for_us(directive, tag):
@@ -59,10 +67,14 @@ def test_opt_outs_for_us(directive, tag):
         "otherbot: nofollow, noai, noindex",
         "otherbot:noai, thirdbot: noindex",
         "recaption: all, otherbot: noai",
-        "recaptionist: noai",
+        "recaptionbot: noai",
+        "recaptionist/2.0: noai",
+        "Google-Extended: noai",
+        "img: noindex",
         "noaimageai",
         "unavailable_after: 25 Jun 2030 15:00:00 PST",
-        "unavailable_after: no date",
+        "unavailable_after: Jun 25, 2030",
+        "unavailable_after: 1 Jan 2030",
         "otherbot: unavailable_after: 25 Jun 2010 15:00:00 PST",
     ],
 )
@@ -80,11 +92,39 @@ def test_what_is_no_opt_out_for_us(tag):
         "2010-06-25T15:00:00Z",
         "2010-06-25T15:00:00+02:00",
         "Wed, 31 Dec 2025 23:59:59 GMT",
+        "2010-06-25 15:00:00 PST",
+        "2010-06-25 15:00",
+        "1 Jan 2000",
+        "1st January 2000",
+        "Jun 25, 2010",
+        "June 25 2010 15:00:00 EST",
+        "Saturday 01 Jan 2000 00:00:00 GMT",
+        "Sat, 01 Jan 2000",
+        "01/02/2030",  # whatever is first: nobody can read it
+        "soon",
+        "",
     ],
 )
 def test_a_time_that_is_over_is_an_opt_out(date):
     assert verdict(f"unavailable_after: {date}") == "unavailable_after"
     assert verdict(f"nofollow, unavailable_after:{date}, nosnippet") == "unavailable_after"
+
+
+@pytest.mark.parametrize("directive", ["noai", "noimageai", "noml"])
+def test_what_speaks_of_training_counts_unless_it_names_another_crawler(directive):
+    for scope in ("img", "image", "page", "training"):
+        assert verdict(f"{scope}: {directive}") == directive
+        assert verdict(f"{scope}: x, {directive}") == directive
+    for scope in ("googlebot", "bingbot", "Bytespider", "anthropic-ai", "ia_archiver", "x/1.0"):
+        assert verdict(f"{scope}: x, {directive}") == ""
+
+
+def test_dates_that_are_nearly_those_of_a_standard():
+    assert read_date("2010-06-25 15:00:00 PST") == datetime(2010, 6, 25, 23, tzinfo=UTC)
+    assert read_date("Jun 25, 2010 15:00 +02:00") == datetime(2010, 6, 25, 13, tzinfo=UTC)
+    assert read_date("Saturday 01 Jan 2000 00:00:00 GMT") == datetime(2000, 1, 1, tzinfo=UTC)
+    for text in ("99 Jan 2020", "2010-13-01 1:00 PST", "Foo 1, 2000", "1 Jan", "2000"):
+        assert read_date(text) is None
 
 
 def test_several_headers_are_read_each_by_itself():

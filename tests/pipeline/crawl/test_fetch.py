@@ -1,16 +1,23 @@
 """Fetching from a server that tries everything; nothing here leaves loopback."""
 
+import asyncio
+import contextlib
+import gzip
 import itertools
 import json
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 import pytest
 
+from pipeline.crawl.exchange import retry_after
 from pipeline.crawl.fetch import Fetched, Fetcher, fetch_all
 from pipeline.crawl.reasons import REASONS, may_pass
 from pipeline.crawl.settings import FetchSettings
@@ -146,7 +153,8 @@ def test_all_of_them_together_among_a_thousand_images(server):
 def test_answers_that_are_hardly_http_have_their_reasons_too(server):
     found = fetched([f"{server.url}/raw/{number}" for number in range(len(RAW))], retries=0)
     reasons = [one.reason for one in found]
-    assert reasons[-NUM_RAW_GOOD:] == [""] * NUM_RAW_GOOD
+    # Of those at the end, one has an end that nobody can read.
+    assert sorted(reasons[-NUM_RAW_GOOD:]) == [""] * (NUM_RAW_GOOD - 1) + ["opted_out"]
     assert not {"", "internal", "deadline"} & set(reasons[:-NUM_RAW_GOOD])
     assert all(f"{one.message}{one.content_type}".isascii() for one in found)
 
@@ -275,6 +283,28 @@ def test_retry_after_is_waited_for_by_all_of_its_host_and_by_nobody_else(server)
     assert sorted(order[:3]) == [4, 5, 6] and sorted(order[3:]) == [0, 1, 2, 3]
     starts = server.seen["starts"]["b.test"][-6:]  # robots.txt, the busy one, and what waited
     assert starts[2] - starts[1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    {
+        "120": 120.0,
+        " 7.5 ": 7.5,
+        "120, 120": 120.0,
+        "0": 0.0,
+        "9999999999": 365 * 86400.0,
+        "9" * 8000: 365 * 86400.0,
+        "Thu, 01 Jan 2026 00:01:00 GMT": 60.0,
+        "Thu, 01 Jan 1970 00:00:00 GMT": 0.0,
+        "Fri, 31 Dec 9999 23:59:59 GMT": 365 * 86400.0,
+        "": None,
+        "-5": None,
+        "5 minutes": None,
+        "1e3": None,
+    }.items(),
+)
+def test_retry_after(text, seconds):
+    assert retry_after(text, datetime(2026, 1, 1, tzinfo=UTC)) == seconds
 
 
 def test_a_pause_longer_than_the_urls_time_ends_it_at_once(server):
@@ -415,7 +445,7 @@ def test_a_slow_consumer_slows_the_reading(server):
     next(found)
     time.sleep(0.5)
     asked = sum(" /long/100000?" in path for path in server.seen["requests"])
-    assert asked <= 1 + 4 + 4 + 1  # taken, held, being read, and a body that overdraws
+    assert asked <= 1 + 4 + 4 + 1  # taken, held, being read, and one more
     assert sum(len(one.data) for _, one in found) == 199 * 100_000
 
 
@@ -437,6 +467,195 @@ def test_who_stops_early_leaves_nothing_behind(server):
     bad.close()
     found.close()
     assert threading.active_count() == before
+
+
+def test_who_leaves_while_all_is_full_is_let_go(server):
+    """A cancellation that meets the news of free bytes was lost, and the wait had no end."""
+    with Fetcher(settings(robots=False, concurrency=8)) as fetcher:
+        for number in range(60):
+            urls = [(n, f"{server.url}/image/{n}.jpg?leave") for n in range(100)]
+            found = fetcher.fetch_all(urls, deadline_sec=60, in_flight_bytes=2_000)
+            for _ in range(1 + number % 4):
+                next(found)
+            found.close()
+        assert list(fetcher.fetch_all([], deadline_sec=9)) == []
+
+
+def scripted(answer: Callable[[str, str], bytes | None]) -> contextlib.AbstractContextManager:
+    """A server of its own: `answer` gives the bytes for a host and a path; None: no more comes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+                host = next(line[6:] for line in head if line.lower().startswith("host: "))
+                writer.write(answer(host.partition(":")[0], head[0].split()[1]))
+                await writer.drain()
+        writer.close()
+
+    @contextlib.contextmanager
+    def running() -> Iterator[int]:
+        loop = asyncio.new_event_loop()
+        listener = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        try:
+            yield listener.sockets[0].getsockname()[1]
+        finally:
+
+            async def end() -> None:
+                listener.close()
+                others = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in others:
+                    task.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
+
+            asyncio.run_coroutine_threadsafe(end(), loop).result(10)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    return running()
+
+
+def body(
+    data: bytes, length: int | None = None, status: str = "200 OK", headers: str = ""
+) -> bytes:
+    length = len(data) if length is None else length
+    return f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{headers}\r\n".encode() + data
+
+
+def test_bodies_that_stall_do_not_keep_small_ones_from_being_read():
+    """They are nearly as long as they may be, many, and of several hosts."""
+
+    def answer(host: str, path: str) -> bytes:
+        return body(b"\xff" * 900_000, 1_000_000) if path == "/stall" else body(b"\xff" * 2000)
+
+    with scripted(answer) as port:
+        urls = [f"http://{host}.test:{port}/stall" for host in "aabbaabb"]
+        urls += [f"http://c.test:{port}/{number}" for number in range(100)]
+        found = fetch_all(
+            enumerate(urls),
+            settings(robots=False, timeout_sec=2.0, retries=0, per_host=4, concurrency=20),
+            deadline_sec=60,
+            in_flight_bytes=1_000_000,
+        )
+        reasons = [(index, one.reason) for index, one in found]
+    assert sorted(reasons[:100]) == [(n, "") for n in range(8, 108)]
+    assert sorted(reasons[100:]) == [(n, "deadline") for n in range(8)]
+
+
+def test_the_memory_of_bodies_is_bounded_while_nobody_takes_them():
+    """What is begun is read to its end, and not one more is begun."""
+    asked = []
+
+    def answer(host: str, path: str) -> bytes:
+        asked.append(path)
+        return body(b"\xff" * 100_000)
+
+    with scripted(answer) as port, Fetcher(settings(robots=False, concurrency=4)) as fetcher:
+        urls = [f"http://a.test:{port}/{number}" for number in range(50)]
+        found = fetcher.fetch_all(enumerate(urls), deadline_sec=60, in_flight_bytes=300_000)
+        next(found)
+        while len(asked) < 4:
+            time.sleep(0.001)
+        time.sleep(0.3)
+        assert len(asked) <= 1 + 3 + 4
+        assert len(list(found)) == 49
+
+
+def test_robots_that_are_busy_hold_no_place_and_are_asked_again_after_their_pause():
+    """Sixteen hosts whose rules cannot be had for a while, and eight places."""
+    asked: list[str] = []
+
+    def answer(host: str, path: str) -> bytes:
+        asked.append(f"{host}{path}")
+        if path != "/robots.txt":
+            return body(b"\xff\xd8")
+        if host.startswith("busy") and asked.count(f"{host}{path}") == 1:
+            return body(b"", status="503 x", headers="Retry-After: 1\r\n")
+        return body(b"", status="404 x")
+
+    busy = [f"busy{number}.test" for number in range(16)]
+    hosts = (*HOSTS, *(f"{name}=127.0.0.1" for name in busy))
+    with scripted(answer) as port:
+        urls = [f"http://{name}:{port}/x" for name in busy]
+        urls += [f"http://a.test:{port}/{number}" for number in range(50)]
+        limits = settings(hosts=hosts, concurrency=8)
+        found = [(n, one.reason) for n, one in fetch_all(enumerate(urls), limits, deadline_sec=30)]
+    assert sorted(found[:50]) == [(n, "") for n in range(16, 66)]  # before all that waits
+    assert sorted(found[50:]) == [(n, "") for n in range(16)]
+    assert all(asked.count(f"{name}/robots.txt") == 2 for name in busy)
+
+
+def test_all_members_of_a_gzip_are_unpacked():
+    whole = b"".join(gzip.compress(bytes([200 + n]) * 1000) for n in range(5))
+    zipped = {
+        "/members": whole,
+        "/padded": whole + b"\0" * 100,
+        "/garbage": whole + b"hello" + gzip.compress(b"x"),
+        "/cut": whole[:-4],
+        "/many": gzip.compress(b"") * 5000,
+        "/long": gzip.compress(b"\xff" * 400_000) * 3,
+    }
+
+    def answer(host: str, path: str) -> bytes:
+        pieces = [zipped[path][at : at + 7] for at in range(0, len(zipped[path]), 7)]
+        chunks = b"".join(f"{len(one):x}\r\n".encode() + one + b"\r\n" for one in pieces)
+        head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+        return head + chunks + b"0\r\n\r\n"
+
+    with scripted(answer) as port:
+        urls = [f"http://a.test:{port}{path}" for path in zipped]
+        found = dict(zip(zipped, fetched(urls, robots=False, retries=0), strict=True))
+    plain = b"".join(bytes([200 + n]) * 1000 for n in range(5))
+    assert all(found[path].data == plain for path in ("/members", "/padded", "/garbage"))
+    assert found["/cut"].reason == "truncated_body"
+    assert found["/many"].reason == "bad_encoding"
+    assert found["/long"].reason == "too_many_bytes"
+
+
+def test_names_that_take_long_leave_the_others_their_time(server):
+    """More than there are threads; each look-up lasts longer than a connection may take."""
+    slow = threading.Event()
+
+    def lookup(name: str) -> list[str]:
+        if name.startswith("good"):
+            return ["127.0.0.1"]
+        slow.wait(1.0)
+        raise socket.gaierror(socket.EAI_AGAIN, "later")
+
+    urls = [f"http://bad{number}.x:{server.port}/" for number in range(12)]
+    urls += [f"http://good{number}.x:{server.port}/image/1.jpg" for number in range(10)]
+    limits = settings(
+        hosts=(), concurrency=8, connect_timeout_sec=0.5, timeout_sec=0.9, retries=0, robots=False
+    )
+    with Fetcher(limits, lookup) as fetcher:
+        fetcher._means.names._gate = asyncio.Semaphore(4)  # fewer threads than it has places
+        found = dict(fetcher.fetch_all(enumerate(urls), deadline_sec=60))
+    assert [found[12 + number].reason for number in range(10)] == [""] * 10
+    assert {found[number].reason for number in range(12)} == {"timeout"}
+
+
+def test_no_exit_waits_for_look_ups():
+    """A process that ends leaves those behind that hang, and begins none that nobody needs."""
+    code = """
+import sys, threading
+from pipeline.crawl.fetch import Fetcher
+from pipeline.crawl.settings import FetchSettings
+def lookup(name):
+    print(name, flush=True)
+    threading.Event().wait()
+limits = FetchSettings(connect_timeout_sec=0.1, timeout_sec=0.3, concurrency=4, retries=0)
+fetcher = Fetcher(limits, lookup)
+found = fetcher.fetch_all(((n, f"http://bad{n}.x/") for n in range(300)), deadline_sec=60)
+print(next(found)[1].reason, flush=True)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "timeout" in ended.stdout and ended.stdout.count("bad") <= 64 + 1
+    assert not ended.stderr
 
 
 def test_what_the_list_raises_is_raised(server):
@@ -496,6 +715,8 @@ def test_settings_travel():
         {"allow_private": ("loopback",)},
         {"user_agent": "me\r\nX: y"},
         {"crawler_names": ("",)},
+        {"crawler_names": ()},
+        {"max_crawl_delay_sec": -1.0},
     ],
 )
 def test_settings_that_cannot_be_meant(wrong):

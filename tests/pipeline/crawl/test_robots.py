@@ -9,7 +9,7 @@ from yarl import URL
 from pipeline.crawl import robots
 from pipeline.crawl.connection import open_session
 from pipeline.crawl.reasons import Refused, may_pass
-from pipeline.crawl.robots import Robots
+from pipeline.crawl.robots import Later, Robots
 from pipeline.crawl.settings import FetchSettings
 from tests.support.hostile_server import ROBOTS, HostileServer, hostile_server
 
@@ -32,11 +32,16 @@ def verdicts(*urls: str, **changes: object) -> list:
         async with open_session(settings) as session:
             rules = Robots(session, settings)
             for url in urls:
-                try:
-                    found.append(await rules.delay_for(URL(url, encoded=True)))
-                except Refused as refused:
-                    assert not refused.again
-                    found.append(refused.reason)
+                while True:
+                    try:
+                        found.append(await rules.delay_for(URL(url, encoded=True)))
+                    except Later as later:
+                        assert later.seconds >= settings.backoff_sec
+                        continue
+                    except Refused as refused:
+                        assert not refused.again
+                        found.append(refused.reason)
+                    break
             await rules.close()
         return found
 
@@ -106,8 +111,54 @@ def test_a_delay_has_a_limit(server):
 
 
 def test_only_so_much_is_remembered(server, monkeypatch):
-    monkeypatch.setattr(robots, "MAX_ORIGINS", 1)
+    monkeypatch.setattr(robots, "MAX_KEPT_BYTES", 1)
     before = server.requests("/robots.txt", "other.test")
     urls = [server.of(host) + "/x" for host in ("other.test", "none.test", "other.test")]
     assert verdicts(*urls) == [0.0] * 3
     assert server.requests("/robots.txt", "other.test") - before == 2
+
+
+def answered(*heads: str) -> list:
+    """The verdicts of hosts whose robots.txt are answered with these very bytes."""
+    answers = iter(heads)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(next(answers).encode())
+        await writer.drain()
+        writer.close()
+
+    async def run() -> list:
+        found = []
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        names = [f"{number}.test" for number in range(len(heads))]
+        settings = FetchSettings(
+            allow_private=("127.0.0.1",), hosts=tuple(f"{name}=127.0.0.1" for name in names)
+        )
+        async with server, open_session(settings) as session:
+            rules = Robots(session, settings)
+            for name in names:
+                try:
+                    found.append(await rules.delay_for(URL(f"http://{name}:{port}/x")))
+                except Refused as refused:
+                    found.append(refused.reason)
+                except Later as later:
+                    found.append(later.seconds)
+        return found
+
+    return asyncio.run(run())
+
+
+def test_an_empty_answer_has_no_rules():
+    assert answered("HTTP/1.1 204 No\r\n\r\n", "HTTP/1.1 205 No\r\n\r\n") == [0.0, 0.0]
+
+
+def test_a_broken_answer_may_be_better_another_time():
+    heads = f"HTTP/1.1 200 OK\r\nX: {'x' * 20_000}\r\n\r\n", "hello\r\n\r\n"
+    assert answered(*heads) == ["robots_unreachable"] * 2
+
+
+def test_the_pause_is_the_one_that_is_asked_for():
+    busy = "HTTP/1.1 503 x\r\nContent-Length: 0\r\nRetry-After: {}\r\n\r\n"
+    assert answered(busy.format("7, 9"), busy.format("99999999999")) == [7.0, "robots_unreachable"]

@@ -1,5 +1,7 @@
 """The rules of one robots.txt, also of those that are made to hurt."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,18 +82,67 @@ LINES = st.sampled_from(
     [
         *("User-agent: *", "User-agent: recaption", "User-agent: b", "User-agent: c", ""),
         *("Disallow: /", "Allow: /private", "Disallow: /private/1", "Disallow:"),
-        *("Crawl-delay: 3", "Sitemap: /s", "x: y"),
+        *("Crawl-delay: 3", "Crawl-delay: 4", "Sitemap: /s", "x: y"),
     ]
 )
 
 
 @given(st.lists(LINES, max_size=15))
 def test_nothing_is_lost_by_leaving_others_out(lines):
-    text = "\n".join(lines)
-    whole = Protego.parse(text)
-    rules = Rules(text.encode(), ("recaption",))
+    """Against another parser, which lets other records than rules end a group."""
+    rules = Rules("\n".join(lines).encode(), ("recaption",))
+    only_rules = [line for line in lines if line.startswith(("User", "Dis", "Allow"))]
+    whole = Protego.parse("\n".join(only_rules))
     assert rules.allows(URL) == whole.can_fetch(URL, "recaption")
-    assert rules.delay_sec == (whole.crawl_delay("recaption") or 0.0)
+    known = Protego.parse("\n".join(line for line in lines if line != "x: y"))
+    assert rules.delay_sec == (known.crawl_delay("recaption") or 0.0)
+
+
+@pytest.mark.parametrize("other", ["Crawl-delay: 5", "Noindex: /b", "x: y", "Sitemap: /s", "", "#"])
+def test_other_records_do_not_end_a_group(other):
+    text = f"User-agent: recaption\n{other}\nUser-agent: *\nDisallow: /"
+    assert not allows(text) and not allows(text, "otherbot")
+    assert not allows(f"User-agent: *\nAllow: /x\n{other}\nDisallow: /private")
+
+
+def test_misspelt_lines_count():
+    for line in ("dissalow: /", "Disalow /", "DISALLOW : /", "disallaw: /", "diasllow: /"):
+        assert not allows(f"useragent: *\n{line}")
+        assert not allows(f"User agent *\n{line}")
+
+
+def test_without_names_it_is_everybody_that_rules_are_for():
+    assert not Rules(b"User-agent: *\nDisallow: /", ()).allows(URL)
+    assert Rules(b"User-agent: a\nDisallow: /", ()).allows(URL)
+
+
+def test_wildcards_that_would_take_too_long_allow_nothing():
+    text = "User-agent: *\n" + "".join(f"Disallow: /*{'a' * 96}b*{i}\n" for i in range(2000))
+    rules = Rules(text.encode(), ("recaption",))
+    assert rules.allows("http://a.test/short") and not rules.allows("http://a.test/" + "a" * 7900)
+    usual = "User-agent: *\n" + "".join(f"Disallow: /*?sort={i}\n" for i in range(400))
+    assert Rules(usual.encode(), ("recaption",)).allows("http://a.test/" + "a" * 2000)
+
+
+def test_what_is_kept_is_counted_and_of_others_nothing_is_kept():
+    others = "User-agent: b\n" + "".join(f"Disallow: /{i}\n" for i in range(9_000))
+    ours = others.replace("b", "*", 1)
+
+    def taken(text: str) -> tuple[int, int]:
+        tracemalloc.start()
+        rules = Rules(text.encode(), ("recaption",))
+        rules.allows(URL)
+        took, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return took, rules.num_bytes
+
+    taken(ours)  # what is loaded once
+    took, told = taken(others)
+    assert took < 20_000 and told < 20_000
+    for rule in ("Disallow: /{}", "Allow: /{}/index.html", "Disallow: /*{}" + "a*b" * 30 + "$"):
+        rules = "".join(rule.format(i) + "\n" for i in range(1_900))
+        took, told = taken("User-agent: *\n" + rules)
+        assert told / 2 < took < told * 2
 
 
 @given(st.binary(max_size=300))

@@ -5,8 +5,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from yarl import URL
 
+from pipeline.crawl.collapse import Watch
 from pipeline.crawl.reasons import Refused
 from pipeline.crawl.urls import follow, parse
+from pipeline.errors import UserError
 
 SENT = {
     "http://a.test": "http://a.test/",
@@ -92,6 +94,22 @@ def test_what_is_refused(text):
     assert refused.value.reason == REFUSED[text] and not refused.value.again
 
 
+@pytest.mark.parametrize("host", ["\u00e9" * 7900, "\u00e9." * 3900, "%C3%A9" * 1300, "a" * 255])
+def test_a_host_that_is_too_long_is_not_encoded_first(host, monkeypatch):
+    def build(**parts: object) -> URL:
+        raise AssertionError("this takes seconds")
+
+    monkeypatch.setattr(URL, "build", build)
+    with pytest.raises(Refused) as refused:
+        parse(f"http://{host}/")
+    assert refused.value.reason == "bad_url"
+
+
+def test_a_host_of_full_length_with_its_dot_is_read():
+    host = ".".join(["a" * 62] * 4)[:251] + "b"
+    assert str(parse(f"http://{host}./")) == f"http://{host}/"
+
+
 LETTERS = st.text(alphabet="ab.:/?#@[]%2e\\ \u00e9\uff0e\u3002\ud8001270x~-_&=\n\x00", max_size=40)
 
 
@@ -137,3 +155,13 @@ def test_redirects_to_nowhere_are_refused(location, reason):
     with pytest.raises(Refused) as refused:
         follow(URL("http://a.test/"), location)
     assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize("before", ["", " "])
+def test_what_is_told_of_a_collapse_has_no_passwords_and_no_signatures(before):
+    watch = Watch(0.9)
+    with pytest.raises(UserError) as told:
+        for number in range(300):
+            host = f"h{number % 9}.test"
+            watch.see(f"{before}http://me:secret@{host}/a.jpg?sig=secret#secret", "dns", "")
+    assert "http://h0.test/a.jpg" in str(told.value) and "secret" not in str(told.value)
