@@ -224,10 +224,11 @@ def _source(config: Annotate, stage: str, direct: "list[Annotator]", out: str) -
     for annotator in direct:
         if annotator.name == stage:
             return run_of(annotator, out, config.limit).name
-    found = [name for name in runs.names(out, KIND) if name.startswith(f"{stage}@")]
-    named = [name for name in found if name == config.clip] if stage == "clip" else []
-    if len(named or found) == 1:
-        return (named or found)[0]
+    there = [name for name in runs.names(out, KIND) if name.startswith(f"{stage}@")]
+    named = [name for name in there if name == config.clip] if stage == "clip" else []
+    found = named or runs.whole(there)
+    if len(found) == 1:
+        return found[0]
     if found:
         raise UserError(
             f"several runs could be meant: {', '.join(found)}", f"name one: CLIP={found[0]}"

@@ -69,7 +69,12 @@ class Curate(Crawl):
 def run(config: Curate) -> "list[Summary]":
     """Runs the verbs one after another. Raises UserError, Stopped."""
     from pipeline import storage
+    from pipeline.select import expression, presets
 
+    if config.where:
+        expression.conditions(config.where, "WHERE")  # before hours of fetching
+    if config.select:
+        presets.find(config.select)
     folder = crawl.folder_of(config)
     crawled = crawl.run(_as(Crawl, config))
     if config.dry_run:
@@ -92,20 +97,20 @@ def run(config: Curate) -> "list[Summary]":
 
 
 def _selecting(config: Curate) -> SelectSamples:
-    where, name = _where(config), _keep_name(config)
-    return _as(SelectSamples, config, preset=config.select, where=where, run=name)
+    name = _keep_name(config)
+    return _as(SelectSamples, config, preset=config.select, before=_before(config), run=name)
 
 
-def _where(config: Curate) -> str:
-    conditions = [NO_DUPLICATES] * bool(config.kinds) + [f"({config.where})"] * bool(config.where)
-    return " and ".join(conditions)
+def _before(config: Curate) -> str:
+    """What is asked before WHERE, and whatever that says."""
+    return NO_DUPLICATES if config.kinds else ""
 
 
 def _keep_name(config: Curate) -> str:
     """The keep-list: eight digits of what is asked behind its preset; "" where nothing is."""
     from pipeline.runs import canonical
 
-    asked = [config.select, _where(config), config.top]
+    asked = [config.select, _before(config), config.where, config.top]
     if not any(asked):
         return ""
     digest = hashlib.sha256(canonical(asked).encode()).hexdigest()[:8]
@@ -129,5 +134,6 @@ def _say_step(name: str) -> None:
 def _say_plan(config: Curate) -> None:
     say(f"then annotate {config.stages}")
     say(f"     dedup {config.kinds}" if config.kinds else "     no dedup")
-    say(f"     select {config.select} {_where(config)} {config.top}".rstrip())
+    asked = (config.select, _before(config), config.where, config.top)
+    say(f"     select {' and '.join(filter(None, asked))}" if any(asked) else "     no select")
     say(f"     recaption with {config.captioner or 'bundled'}, blend {config.blend}")

@@ -133,7 +133,7 @@ def _run(
         if run
     }
     evaluation = {"evaluation": [found.name for found in sets]} if sets else {}
-    recorded = settings.config | {"version": 1, "columns": read} | evaluation
+    recorded = settings.config | {"version": 2, "columns": read} | evaluation
     return Run(out=out, kind=KIND, name=run_name(config), config=recorded)
 
 

@@ -39,7 +39,8 @@ def run(config: KeepImport) -> "Summary":
     shards = chosen(out, config.shards, save=not config.dry_run)
     found = column_runs.known(out)
     titles = tuple(r.title for r in sorted(found, key=lambda r: r.stage != "image"))
-    work = ImportWork(url, work_run, titles, tombstones.load(out).uids)
+    following = shards if config.executor == "inline" else ()
+    work = ImportWork(url, work_run, titles, tombstones.load(out).uids, following)
     summary = execute(work, work_run, shards, config, threads=1, gpu=False)
     if config.dry_run:
         return summary

@@ -25,6 +25,8 @@ class SelectSamples(Execution):
     preset: str = ""
     """Published conditions, before those of WHERE: datacomp-basic, clip-score-30, image-based, dalle1,
     laion-aesthetic, laion-aesthetic-5, laion-aesthetic-6, safe."""
+    before: str = ""
+    """More conditions, read on their own, between those of PRESET and of WHERE; what curate asks."""
     top: str = ""
     """Of what is left, the best: '30 % by similarity', or a count: '100000 by aesthetic'."""
     target: str = ""
@@ -74,7 +76,8 @@ def run(config: SelectSamples) -> "Summary":
     work_run = Run(out=out, kind=keep_list.KIND, name=run_name(config, settings), config=settings)
     taken_down = tombstones.load(out).uids
     survey = Survey(out, shards, rules, taken_down, aim, config.clusters)
-    work = SelectWork(rules, work_run, Pool(survey.identity()), taken_down)
+    following = shards if config.executor == "inline" else ()
+    work = SelectWork(rules, work_run, Pool(survey.identity()), taken_down, following)
     if config.dry_run:
         summary = execute(work, work_run, shards, config, threads=1, gpu=False)
         pool = survey.pool()
@@ -83,7 +86,7 @@ def run(config: SelectSamples) -> "Summary":
     before = funnel.said_before(work_run, work.pool.identity)
     if rules.needs_pool and not (before and all(map(work.done, shards))):
         before = None
-        work = SelectWork(rules, work_run, survey.pool(), taken_down)
+        work = SelectWork(rules, work_run, survey.pool(), taken_down, following)
     summary = execute(work, work_run, shards, config, threads=1, gpu=False)
     ended = before["top_ends_at"] if before else work.pool.threshold
     made = funnel.funnel_of(summary.totals, rules, ended)
@@ -100,7 +103,7 @@ def _asked(config: SelectSamples) -> _Asked:
     from pipeline.select.expression import conditions
 
     preset = presets.find(config.preset) if config.preset else presets.Preset("", ())
-    texts = [("PRESET", preset.where), ("WHERE", config.where)]
+    texts = [("PRESET", preset.where), ("BEFORE", config.before), ("WHERE", config.where)]
     found = [(flag, e) for flag, text in texts if text for e in conditions(text, flag)]
     if preset.clusters and not config.target:
         raise UserError(
@@ -166,7 +169,8 @@ def run_name(config: SelectSamples, settings: dict) -> str:
     name = config.run
     if not name:
         asked = {k: v for k, v in settings.items() if k not in ("columns", "limit")}
-        more = config.where or config.top or config.target or config.runs or not config.preset
+        own = (config.before, config.where, config.top, config.target, config.runs)
+        more = any(own) or not config.preset
         digest = hashlib.sha256(canonical([asked, config.runs]).encode()).hexdigest()[:8]
         name = "-".join([config.preset or "where", *([digest] if more else [])])
     return f"{name}-limit{config.limit}" if config.limit else name

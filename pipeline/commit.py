@@ -77,10 +77,15 @@ def read_sidecar_record(url: str) -> Record | None:
     try:
         with storage.open_read(url) as f:
             footer = pq.ParquetFile(f)
-            record = Record.from_dict(json.loads(footer.metadata.metadata[_METADATA]))
+            record = record_in(footer.metadata)
             return record if footer.metadata.num_rows == record.counts["rows"] else None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
+
+
+def record_in(footer: pq.FileMetaData) -> Record:
+    """The record in a footer; KeyError, ValueError or TypeError where there is none."""
+    return Record.from_dict(json.loads((footer.metadata or {})[_METADATA]))
 
 
 def read_sidecar(url: str, columns: list[str] | None = None) -> pa.Table:

@@ -28,6 +28,7 @@ _RECORDED_PACKAGES = (
     "simplejpeg",
     "ray",
 )
+_LIMITED = re.compile(r".+-limit\d+")
 _NAME = re.compile(r"[\w@+=,-][\w@+=,.-]*")
 
 
@@ -117,6 +118,12 @@ def load(out: str, kind: str, name: str) -> dict | None:
 def names(out: str, kind: str) -> list[str]:
     """The runs of one kind that a data folder has, by name."""
     return sorted(url.rsplit("/", 2)[-2] for url in storage.glob(out, f"{kind}/*/{FILE}"))
+
+
+def whole(names: Iterable[str]) -> list[str]:
+    """Of the names of runs that do the same, those without a LIMIT; all where each has one."""
+    names = list(names)
+    return [name for name in names if not _LIMITED.fullmatch(name)] or names
 
 
 def require(out: str, kind: str, name: str) -> dict:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.annotate.hash_index import HashIndex
-from pipeline.dedup.embeddings import UNIT, products, threshold, whole
+from pipeline.dedup.embeddings import MAX_WIDTH, UNIT, products, threshold, whole
 from pipeline.dedup.evaluation import Item
 
 _AT_ONCE = 1 << 24  # similarities in memory
@@ -34,12 +34,19 @@ class Contamination:
         self._hashed = np.array([i for _, i in with_hash], np.int64)
         words = np.array([[phash] for phash, _ in with_hash], np.uint64).reshape(-1, 1)
         self._index = HashIndex(words, radius) if with_hash else None
-        embedded = [
-            (item.embedding, i) for i, item in enumerate(kept) if item.embedding is not None
-        ]
-        self._embedded = np.array([i for _, i in embedded], np.int64)
-        self._widths = {len(embedding) for embedding, _ in embedded}
-        self._vectors = [embedding for embedding, _ in embedded]
+        embedded = [i for i, item in enumerate(kept) if item.embedding is not None]
+        by_width: dict[int, list[int]] = {}
+        for i in embedded:
+            by_width.setdefault(len(kept[i].embedding), []).append(i)
+        self._embedded = len(embedded)
+        self._vectors = {  # width -> items, and their vectors as whole numbers
+            width: (
+                np.array(own),
+                whole(np.stack([kept[i].embedding for i in own])).astype(np.float32),
+            )
+            for width, own in by_width.items()
+            if width <= MAX_WIDTH  # no sample has more
+        }
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -47,7 +54,7 @@ class Contamination:
         return {
             "bytes": len(self._sha256),
             "looks": len(self._hashed),
-            "meaning": len(self._embedded),
+            "meaning": self._embedded,
         }
 
     def of_bytes(self, sha256: pa.ChunkedArray) -> Match:
@@ -73,21 +80,19 @@ class Contamination:
     def of_meaning(self, vectors: np.ndarray, similarity_above: float) -> Match:
         """Samples of a whole-number vector (n, d) above this cosine with an item's."""
         width = vectors.shape[1]
-        own = [i for i, vector in enumerate(self._vectors) if len(vector) == width]
-        if not own or not len(vectors):
+        items, against = self._vectors.get(width, (np.empty(0, np.int64), vectors[:0]))
+        if not len(items) or not len(vectors):
             empty = np.empty(0, np.int64)
             return Match(empty, empty, empty.astype(np.float32))
-        against = whole(np.stack([self._vectors[i] for i in own])).astype(np.float32)
         best = np.empty(len(vectors), np.int64)
         value = np.empty(len(vectors), np.float32)
-        rows = max(1, _AT_ONCE // len(own))
+        rows = max(1, _AT_ONCE // len(items))
         for start in range(0, len(vectors), rows):
             near = products(vectors[start : start + rows], against)
             best[start : start + rows] = near.argmax(axis=1)
             value[start : start + rows] = near.max(axis=1)
         place = np.flatnonzero(value > threshold(similarity_above))
-        item = self._embedded[np.array(own)[best[place]]]
-        return Match(place, item, value[place] / np.float32(UNIT))
+        return Match(place, items[best[place]], value[place] / np.float32(UNIT))
 
 
 def _first(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:

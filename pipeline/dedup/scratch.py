@@ -44,8 +44,7 @@ WITH grouped AS (
 SELECT row, exact, perceptual, semantic,
        CASE WHEN exact <> row THEN '{EXACT}' WHEN perceptual <> row THEN '{PERCEPTUAL}'
             WHEN semantic <> row THEN '{SEMANTIC}' END AS kind,
-       CASE kind WHEN '{EXACT}' THEN exact WHEN '{PERCEPTUAL}' THEN perceptual
-            WHEN '{SEMANTIC}' THEN semantic END AS keeper,
+       CASE WHEN kind IS NOT NULL THEN coalesce(semantic, perceptual, exact) END AS keeper,
        CASE kind WHEN '{EXACT}' THEN 0 WHEN '{PERCEPTUAL}' THEN distance END AS distance,
        CASE WHEN kind = '{SEMANTIC}' THEN similarity END AS similarity,
        NULL::VARCHAR AS item

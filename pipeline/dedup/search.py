@@ -26,6 +26,7 @@ from pipeline.runs import Run
 CLUSTERS = "clusters"
 _UIDS = "uids.npy"  # uint64 (rows, 2) of all samples: their digits
 SEED = 0  # of the clusters
+_READERS = 2
 
 
 class Search:
@@ -87,6 +88,8 @@ class Search:
 
     def _uids(self, rows: pa.ChunkedArray) -> pa.Array:
         """The uids of rows as strings, null where there is none."""
+        if rows.null_count == len(rows):
+            return pa.nulls(len(rows), pa.string())
         given = rows.is_valid().to_numpy()
         words = np.zeros((len(rows), 2), ">u8")
         words[given] = self._uid[rows.drop_null().to_numpy()]
@@ -107,7 +110,7 @@ class Search:
         def read(shard: Shard) -> ShardRows:
             return self.sources.read(shard, embeddings=semantic_too)
 
-        ahead = prefetch(usable, read, threads=1, depth=1, size=lambda shard: 0)
+        ahead = prefetch(usable, read, threads=_READERS, depth=_READERS, size=lambda shard: 0)
         for shard, rows in zip(usable, ahead, strict=True):
             self._first[shard.name] = self._count
             self._uid[self._count + np.flatnonzero(rows.ok)] = rows.uid

@@ -1,5 +1,6 @@
 """What a deduplication reads: the sidecars of stage `image`, and of stage `clip`, of every shard."""
 
+import binascii
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import commit, runs, storage
 from pipeline.annotate.annotator import KIND
@@ -18,15 +20,14 @@ from pipeline.reading import BadShard
 from pipeline.runs import canonical
 from pipeline.schemas import OK
 
-_IMAGE = ("uid", "key", "status", "reason", "sha256", "phash", "pdq_quality")
-_SIZES = ("width", "height", "num_bytes")
+_IMAGE = ("uid", "status", "sha256", "phash", "pdq_quality", "width", "height", "num_bytes")
 
 
 @dataclass(frozen=True)
 class ShardRows:
     """The rows of one shard's sidecars, aligned: all arrays are of length n."""
 
-    image: pa.Table  # uid, key, status, reason, sha256, width, height, num_bytes
+    image: pa.Table  # _IMAGE
     ok: np.ndarray  # bool
     uid: np.ndarray  # uint64 (ok rows, 2)
     sha256: np.ndarray  # uint64 (ok rows, 4)
@@ -71,8 +72,8 @@ class Sources:
 
     def read(self, shard: Shard, embeddings: bool = False) -> ShardRows:
         """The rows of one shard; UserError where a file is damaged, or two are out of step."""
-        image = self._table(self.image, shard, [*_IMAGE, *_SIZES])
-        ok = np.asarray(image["status"].to_numpy(zero_copy_only=False) == OK)
+        image = self._table(self.image, shard, list(_IMAGE))
+        ok = pc.equal(image["status"], OK).to_numpy()
         comparable = self._comparable(image, ok)
         phash = np.zeros(len(image), np.uint64)
         try:
@@ -152,7 +153,7 @@ def _numbers(digits: pa.ChunkedArray, words: int) -> np.ndarray:
     if not len(fixed):
         return np.empty((0, words), np.uint64)
     start, size = fixed.offset * 16 * words, len(fixed) * 16 * words
-    data = bytes.fromhex(fixed.buffers()[1][start : start + size].to_pybytes().decode())
+    data = binascii.unhexlify(fixed.buffers()[1][start : start + size])  # refuses what is no digit
     return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, words)
 
 
@@ -162,8 +163,7 @@ def find_run(out: str, stage: str, name: str, flag: str) -> str:
         if runs.load(out, KIND, name) is None:
             raise UserError(f"{flag} {name}: {out} has no columns/{name}", _remedy(stage))
         return name
-    found = [run for run in runs.names(out, KIND) if run.startswith(f"{stage}@")]
-    found = [run for run in found if "-limit" not in run] or found
+    found = runs.whole(run for run in runs.names(out, KIND) if run.startswith(f"{stage}@"))
     if not found:
         raise UserError(f"OUT={out} has no columns of stage {stage} yet", _remedy(stage))
     if len(found) > 1:

@@ -1,8 +1,8 @@
 """A deduplication's sidecars: a row for every sample, made from what was found over all of them."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import commit, schemas
+from pipeline.ahead import Ahead
 from pipeline.dedup.settings import CONTAMINATED, KINDS
 from pipeline.dedup.sources import Sources
 from pipeline.manifest import Shard
@@ -18,13 +19,15 @@ from pipeline.runs import Run
 from pipeline.schemas import OK
 
 COLUMNS = (
-    # uid of the copy that stays of its group; null for a sample that is alone. The last of these
-    # that is not null names what stays in the end.
+    # uid of the copy that its kind leaves of the group; null for a sample that is alone. It may be
+    # a copy itself, of a later kind; the last of these that is not null names what stays in the end.
     pa.field("exact_group", pa.string()),
     pa.field("perceptual_group", pa.string()),
     pa.field("semantic_group", pa.string()),
     pa.field("duplicate_kind", pa.string()),  # why it goes; null where it stays
-    pa.field("duplicate_of", pa.string()),  # uid, or the name of an evaluation set's item
+    # uid of what stays in the end, or the name of an evaluation set's item.
+    pa.field("duplicate_of", pa.string()),
+    # To the uid in the group of its own kind, or to the evaluation set's item.
     pa.field("duplicate_distance", pa.int16()),  # bits; of exact, perceptual, contaminated
     pa.field("duplicate_similarity", pa.float32()),  # cosine; of semantic, contaminated
 )
@@ -42,7 +45,7 @@ class Verdicts(Protocol):
 class DedupWork:
     """Every shard's sidecar. They all rest on all shards, so one that changed redoes them all.
 
-    find: the work over everything; it is called once, where any sidecar is to be made.
+    find: the work over everything; it is called once, where any sidecar can and is to be made.
     """
 
     sources: Sources
@@ -52,9 +55,12 @@ class DedupWork:
     verdicts: Verdicts | None = None
 
     def setup(self) -> None:
-        self.verdicts = self.find()
-        self._ahead: dict[str, Future[pa.Table]] = {}
-        self._thread = ThreadPoolExecutor(1)  # the only one that asks for verdicts
+        if any(self.done(shard) is None for shard in self.sources.usable):
+            self.verdicts = self.find()
+        self._asking = Lock()  # one thread at a time asks for verdicts
+        self._write = Ahead(
+            self._written, self.sources.usable, wanted=lambda shard: self.done(shard) is None
+        )
 
     def done(self, shard: Shard) -> commit.Record | None:
         """The record of a sidecar that is there and rests on what is there now."""
@@ -68,7 +74,10 @@ class DedupWork:
         """Writes one sidecar; BadShard where there was nothing to compare it by."""
         if shard.name in self.sources.bad:
             raise BadShard(self.sources.bad[shard.name])
-        table = self._made_ahead(shard)
+        return self._write(shard)
+
+    def _written(self, shard: Shard) -> commit.Record:
+        table = self._table(shard)
         record = commit.Record(
             shard=shard.name,
             config_hash=self.run.config_hash,
@@ -86,23 +95,18 @@ class DedupWork:
         """None that are this step's own: what was no image before is none now."""
         return {}
 
-    def _made_ahead(self, shard: Shard) -> pa.Table:
-        """A shard's table; that of the next shard is made while this one is written."""
-        table = self._ahead.pop(shard.name, None) or self._thread.submit(self._table, shard)
-        following = next((s for s in self.sources.usable if s.name > shard.name), None)
-        if following is not None and self.done(following) is None:
-            self._ahead = {following.name: self._thread.submit(self._table, following)}
-        return table.result()
-
     def _table(self, shard: Shard) -> pa.Table:
         rows = self.sources.verdict_rows(shard)
-        found = self.verdicts.of(shard)
+        with self._asking:
+            found = self.verdicts.of(shard)
         place = np.full(len(rows), -1)
         place[found["row"].to_numpy()] = np.arange(len(found))
         indices = pa.array(place, mask=place < 0)
         columns = {name: rows[name] for name in schemas.COLUMNS.names}
         for field in COLUMNS:
-            columns[field.name] = found[field.name].combine_chunks().take(indices).cast(field.type)
+            told = found[field.name].combine_chunks().cast(field.type)
+            nothing = told.null_count == len(told)
+            columns[field.name] = pa.nulls(len(rows), field.type) if nothing else told.take(indices)
         return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
     def _inputs(self, shard: Shard) -> dict:

@@ -4,10 +4,8 @@ import contextlib
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
 
 from pipeline import runs, storage
 from pipeline.annotate.stages import STAGES
@@ -59,9 +57,11 @@ def known(out: str, only: str = "") -> list[ColumnRun]:
     """The runs that have sidecars, by kind and name.
 
     only: comma-separated names (`clip@ViT-B-32`, `captions/first`); a stage that is named in it
-    means these runs and no others, stages that are not named in it all of theirs.
+    means these runs and no others, stages that are not named in it all of theirs, but for runs of
+    only the first so many samples where there are others.
     """
     found = [run for kind in KINDS for run in _of_kind(out, kind)]
+    usual = _whole(found)
     wanted = [name.strip() for name in only.split(",") if name.strip()]
     chosen: list[ColumnRun] = []
     for name in wanted:
@@ -71,12 +71,25 @@ def known(out: str, only: str = "") -> list[ColumnRun]:
             raise UserError(f"RUNS={only}: {out} has no columns of {name}", f"it has {have}")
         chosen += matching
     stages = {run.stage for run in chosen}
-    return [run for run in found if run in chosen or run.stage not in stages]
+    return [run for run in found if run in chosen or (run.stage not in stages and run in usual)]
+
+
+def _whole(found: Sequence[ColumnRun]) -> list[ColumnRun]:
+    """Of each stage, and of all captions, the runs without a LIMIT; all where each has one."""
+    alike: dict[str, list[str]] = {}
+    for run in found:
+        alike.setdefault(_family(run), []).append(run.name)
+    kept = {family: runs.whole(names) for family, names in alike.items()}
+    return [run for run in found if run.name in kept[_family(run)]]
+
+
+def _family(run: ColumnRun) -> str:
+    return run.stage if run.kind == "columns" else run.kind
 
 
 def _of_kind(out: str, kind: str) -> list[ColumnRun]:
     runs_of_kind = []
-    for name in _folders(out, kind):
+    for name in runs.names(out, kind):
         said = runs.load(out, kind, name)
         types = _types(storage.join(out, kind, name)) if said else None
         if types:
@@ -91,14 +104,6 @@ def _types(folder: str) -> dict[str, pa.DataType] | None:
         with contextlib.suppress(BadShard):
             return {column.name: column.type for column in Sidecar(url).schema}
     return None
-
-
-def _folders(out: str, kind: str) -> list[str]:
-    """The names under which runs of a kind stand."""
-    if storage.is_local(out):
-        return sorted(path.parent.name for path in Path(out, kind).glob(f"*/{runs.FILE}"))
-    fs, path = url_to_fs(storage.join(out, kind))
-    return sorted(found.split("/")[-2] for found in fs.glob(f"{path}/*/{runs.FILE}"))
 
 
 class Names:

@@ -2,13 +2,15 @@
 
 The text may be pasted from anywhere, so what is allowed is a closed list: columns, constants,
 operators, casts, CASE, and functions that neither read files nor depend on anything but their
-arguments. What is run later is written anew from the checked tree, never the text itself.
+arguments. What is run later is written anew from the checked tree, never the text itself. A value
+takes at most a few times the memory of the columns it is made of: what DuckDB's functions allocate
+while they compute counts for no limit of its own.
 """
 
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import duckdb
@@ -17,21 +19,29 @@ from pipeline.errors import UserError
 from pipeline.select import engine
 
 MAX_CHARACTERS = 10_000
+MAX_JOINED = 8
+"""Mentions of columns in strings or lists that a text puts together: each adds its own length."""
 
 _PURE = """
 + - * / // % ** ^ & | ~ << >> || ! ~~ !~~ ~~* !~~* ~~~ ^@
 abs sign round floor ceil ceiling trunc sqrt cbrt exp ln log log2 log10 pow power mod
 greatest least isnan isinf isfinite if ifnull nullif bit_count xor
 length len strlen lower upper lcase ucase trim ltrim rtrim left right substring substr reverse
-replace concat contains starts_with ends_with prefix suffix instr strpos position split_part
-string_split ascii unicode strip_accents like_escape not_like_escape ilike_escape not_ilike_escape
-regexp_matches regexp_full_match regexp_extract regexp_replace
-hamming levenshtein damerau_levenshtein jaccard jaro_similarity jaro_winkler_similarity
+concat contains starts_with ends_with prefix suffix instr strpos position
+ascii unicode strip_accents like_escape not_like_escape ilike_escape not_ilike_escape
+regexp_matches regexp_full_match regexp_extract
+hamming jaccard jaro_similarity jaro_winkler_similarity
 list_value list_contains list_has list_has_any list_has_all list_position list_sum list_min list_max
 list_avg list_element array_length array_contains cardinality struct_extract element_at
 """
 FUNCTIONS = frozenset(_PURE.split())
-"""Pure functions of their arguments; every one in a condition must be of these."""
+"""Pure functions of their arguments, of which none needs much more memory than these; every one in
+a condition must be of these."""
+
+_JOINING = frozenset({"||", "concat", "list_value"})
+_ARITHMETIC = frozenset(
+    {"+", "-", "*", "/", "//", "%", "~~", "!~~", "~~*", "!~~*", "abs", "length"}
+)
 
 _NAMED_TYPES = """
 boolean bool tinyint smallint integer int bigint hugeint utinyint usmallint uinteger ubigint
@@ -42,13 +52,22 @@ _OPERATORS = frozenset(
     {
         *("COMPARE_IN", "COMPARE_NOT_IN", "OPERATOR_NOT", "OPERATOR_IS_NULL"),
         *("OPERATOR_IS_NOT_NULL", "OPERATOR_COALESCE", "OPERATOR_NULLIF", "OPERATOR_TRY"),
-        *("ARRAY_EXTRACT", "ARRAY_SLICE", "ARRAY_CONSTRUCTOR", "STRUCT_EXTRACT"),
+        *("ARRAY_EXTRACT", "ARRAY_SLICE", "STRUCT_EXTRACT"),
     }
 )
 _CLASSES = frozenset(
     {
         *("COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "BETWEEN"),
         *("CASE", "CAST", "TYPE", "OPERATOR", "FUNCTION"),
+    }
+)
+_CONNECTIVES = {"CONJUNCTION_AND": "AND", "CONJUNCTION_OR": "OR"}
+_KLEENE = frozenset(
+    {
+        *("COLUMN_REF", "VALUE_CONSTANT", "OPERATOR_CAST", "TYPE", "COMPARE_BETWEEN"),
+        *("COMPARE_EQUAL", "COMPARE_NOTEQUAL", "COMPARE_LESSTHAN", "COMPARE_GREATERTHAN"),
+        *("COMPARE_LESSTHANOREQUALTO", "COMPARE_GREATERTHANOREQUALTO"),
+        *("COMPARE_IN", "COMPARE_NOT_IN", "OPERATOR_NOT", *_CONNECTIVES),
     }
 )
 _PREFIX = "SELECT (\n"
@@ -76,6 +95,36 @@ class Expression:
             if _is_column(node):
                 node["column_names"] = [name_of(tuple(node["column_names"]))]
         return _written(tree)
+
+    def guarded(
+        self,
+        name_of: Callable[[tuple[str, ...]], str],
+        guards_of: Callable[[tuple[str, ...]], Iterable[str]],
+    ) -> tuple[str, list[str]]:
+        """(SQL, the guards in it): the same where a null column means that its value is unknown.
+
+        Each part between AND, OR and NOT that may take null for a value (`is null`, `coalesce`,
+        `case`, ...) is null unless all guards of its columns are true. They are names of boolean
+        columns.
+        """
+        used: dict[str, None] = {}
+
+        def sql(node: dict) -> str:
+            kind = node["type"]
+            if kind in _CONNECTIVES:
+                parts = [f"({sql(child)})" for child in node["children"]]
+                return f" {_CONNECTIVES[kind]} ".join(parts)
+            if kind == "OPERATOR_NOT":
+                return f"NOT ({sql(node['children'][0])})"
+            part = Expression("", json.dumps(node))
+            asking = [] if _is_kleene(node) else part.columns()
+            guards = dict.fromkeys(guard for column in asking for guard in guards_of(column))
+            used.update(guards)
+            test = " AND ".join(engine.quoted(guard) for guard in guards)
+            made = part.sql(name_of)
+            return f"CASE WHEN {test} THEN ({made}) END" if guards else made
+
+        return sql(json.loads(self.tree)), list(used)
 
 
 def conditions(text: str, flag: str) -> list[Expression]:
@@ -105,6 +154,7 @@ def _parsed(text: str, flag: str) -> dict:
         tree = _only_expression(answer, flag, text)
         for node in _nodes(tree):
             _check(node, flag, text)
+        _require_alone(tree, flag, text)
     except RecursionError:
         raise _refused(flag, text, "it is nested too deeply") from None
     return tree
@@ -124,9 +174,8 @@ def _written(tree: dict) -> str:
     """An expression's tree as SQL."""
     statement = _serialized("SELECT 1")
     statement["statements"][0]["node"]["select_list"] = [tree]
-    found = _parser().sql(
-        "SELECT json_deserialize_sql($tree)", params={"tree": json.dumps(statement)}
-    )
+    asked = {"tree": json.dumps(statement)}
+    found = _parser().sql("SELECT json_deserialize_sql($tree)", params=asked)
     return found.fetchall()[0][0].removeprefix("SELECT ")
 
 
@@ -139,6 +188,26 @@ def _only_expression(answer: dict, flag: str, text: str) -> dict:
     if said != bare or len(selected[0]) != 1:
         raise _refused(flag, text, "it is more than one expression")
     return answer["statements"][0]["node"]["select_list"][0]
+
+
+def _require_alone(tree: dict, flag: str, text: str) -> None:
+    """UserError where a text is only an expression because of the parentheses put around it, as
+    `a) or (b` is."""
+    bare = _serialized(f"SELECT\n{text}\n")
+    if bare.get("error"):
+        raise _refused(flag, text, bare["error_message"])
+    if _without_places(_only_expression(bare, flag, text)) != _without_places(tree):
+        raise _refused(flag, text, "it is more than one expression")
+
+
+def _is_kleene(tree: dict) -> bool:
+    """Whether it is certain that null is taken for an unknown value: the answer is null, or what it
+    would be whatever the value is."""
+    return all(
+        node["type"] in _KLEENE
+        or (node["class"] == "FUNCTION" and node["qualified_name"]["path"][0] in _ARITHMETIC)
+        for node in _nodes(tree)
+    )
 
 
 def _check(node: dict, flag: str, text: str) -> None:
@@ -155,6 +224,9 @@ def _check(node: dict, flag: str, text: str) -> None:
         plain = len(path) == 1 and not node["filter"] and not node["distinct"]
         if not plain or node["order_bys"]["orders"] or path[0].lower() not in FUNCTIONS:
             raise _refused(flag, text, f"no function {'.'.join(path)}")
+        joined = sum(map(_is_column, _nodes(node))) if path[0].lower() in _JOINING else 0
+        if joined > MAX_JOINED:
+            raise _refused(flag, text, f"{path[0]} of {joined} columns, at most {MAX_JOINED}")
 
 
 def _refused(flag: str, text: str, why: str) -> UserError:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import commit
+from pipeline.ahead import Ahead
 from pipeline.manifest import Shard
 from pipeline.runs import Run
 from pipeline.schemas import KEEP, OK
@@ -44,14 +45,21 @@ def counts_of(codes: np.ndarray, reasons: Sequence[str]) -> dict:
 class KeepWork:
     """What works that write keep-lists share: `pipeline.stage.SidecarWork` without a stage."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, following: Sequence[Shard] = ()) -> None:
+        """following: in the order in which they will be asked for, where all are asked for here."""
         self.run = run
+        self.following = tuple(following)
 
     def setup(self) -> None:
-        """Loads what is needed once per worker."""
+        """Prepares a worker."""
+        self._ahead = Ahead(self.made, self.following, lambda shard: self.done(shard) is None)
 
-    def inputs(self, shard: Shard) -> dict:
-        """What decides this shard's list, now. BadShard, OSError where that cannot be told."""
+    def perform(self, shard: Shard, lost: frozenset[int]) -> commit.Record:
+        """Commits the list of one shard; BadShard as `made`."""
+        return self.made(shard, lost) if lost else self._ahead(shard)
+
+    def made(self, shard: Shard, lost: frozenset[int] = frozenset()) -> commit.Record:
+        """Makes and commits the list of one shard, in any thread; BadShard where it cannot be."""
         raise NotImplementedError
 
     def done(self, shard: Shard) -> commit.Record | None:

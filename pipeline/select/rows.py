@@ -1,5 +1,6 @@
 """The samples of one shard with the columns that a selection reads, put together from its sidecars."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,9 +12,9 @@ from pipeline import storage
 from pipeline.images import IMAGE_REASONS
 from pipeline.manifest import Shard
 from pipeline.reading import READING_REASONS, BadShard
-from pipeline.schemas import OK
+from pipeline.schemas import COLUMNS, OK
 from pipeline.select.column_runs import Column
-from pipeline.select.sidecar import Sidecar
+from pipeline.select.sidecar import Sidecar, column_of
 from pipeline.tombstones import TAKEN_DOWN
 
 LOST_REASONS = tuple(dict.fromkeys((*IMAGE_REASONS, *READING_REASONS)))
@@ -29,7 +30,8 @@ class ShardRows:
     uids: pa.Array
     keys: pa.Array
     lost: np.ndarray  # int16: index in LOST_REASONS, -1 where the sample has its image
-    columns: pa.Table  # named as name_of(column); and by each run's title, whether its row is ok
+    # Named as name_of(column), null where the row is not ok; by each run's title, whether it is.
+    columns: pa.Table
 
     @property
     def count(self) -> int:
@@ -65,34 +67,39 @@ class ShardSources:
         self.limit = min((n for n in limits if n is not None), default=None)
         self._identity = identities[0] | {"limit": self.limit}
 
-    def inputs(self) -> dict:
-        """What the rows come from, for the record of what is made of them."""
+    def inputs(self, taken_down: frozenset[str] = frozenset()) -> dict:
+        """What the rows come from, for the record of what is made of them.
+
+        taken_down: uids, of which those of this shard count.
+        """
         digests = {
             title: sidecar.digest(self._needed[title]) for title, sidecar in self._sidecars.items()
         }
-        return {"shard": self._identity} | digests
+        buried = self._buried(taken_down) if taken_down else []
+        return {"shard": self._identity} | digests | ({"taken_down": buried} if buried else {})
 
-    def taken_down(self, uids: frozenset[str]) -> list[str]:
-        """Those of the uids that are of this shard."""
-        sidecar = next(iter(self._sidecars.values()))
-        return sorted(uids & set(sidecar.read(["uid"]).column("uid").to_pylist()))
+    def _buried(self, taken_down: frozenset[str]) -> list[str]:
+        own = next(iter(self._sidecars.values())).read(["uid"]).column("uid")
+        return sorted(own.filter(among(own, taken_down)).to_pylist())
 
     def rows(self, taken_down: frozenset[str] = frozenset()) -> ShardRows:
         """The samples; BadShard where sidecars are damaged or speak of different samples."""
         (title, first), *others = self._sidecars.items()
         table = self._table(first, self._needed[title])
-        uids, keys = _array(table, "uid"), _array(table, "key")
+        uids, keys = column_of(table, "uid"), column_of(table, "key")
         tables = {title: table} | {t: self._aligned(s, t, first, uids) for t, s in others}
         lost = np.full(len(uids), -1, np.int16)
         columns = {}
         for title, table in tables.items():
             lost = np.where(lost < 0, _lost(table), lost)
+            fine = pc.equal(table.column("status"), OK)
             for name in table.column_names:
-                columns[name_of(Column(title, name))] = _known(table.column(name))
-            columns[title] = pc.equal(table.column("status"), OK)
+                known = _known(table.column(name))
+                known = known if name in COLUMNS.names else _where(fine, known)
+                columns[name_of(Column(title, name))] = known
+            columns[title] = fine
         if taken_down:
-            buried = pc.is_in(uids, value_set=pa.array(sorted(taken_down), pa.string()))
-            buried = buried.to_numpy(zero_copy_only=False)
+            buried = among(uids, taken_down).to_numpy(zero_copy_only=False)
             lost = np.where(buried, np.int16(LOST_REASONS.index(TAKEN_DOWN)), lost)
         return ShardRows(uids, keys, lost, pa.table(columns))
 
@@ -103,7 +110,7 @@ class ShardSources:
         table = self._table(sidecar, needed)
         if same:
             return table.append_column("uid", uids)
-        if not _array(table, "uid").equals(uids):
+        if not column_of(table, "uid").equals(uids):
             raise BadShard(f"{sidecar.url} is out of step with {first.url}: make both again")
         return table
 
@@ -111,20 +118,49 @@ class ShardSources:
         return sidecar.read(columns).slice(0, self.limit).combine_chunks()
 
 
-def _array(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+def among(uids: pa.Array | pa.ChunkedArray, some: frozenset[str]) -> pa.Array | pa.ChunkedArray:
+    """Which uids are some of these."""
+    return pc.is_in(uids, value_set=_sorted(some))
+
+
+@functools.lru_cache(maxsize=2)
+def _sorted(uids: frozenset[str]) -> pa.Array:
+    return pa.array(sorted(uids), pa.string())
+
+
+def as_read(kind: pa.DataType) -> pa.DataType:
+    """The type in which conditions see a column: DuckDB does not read every list of halves."""
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(as_read(kind.value_type), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(as_read(kind.value_type))
+    return pa.list_(as_read(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
 def _known(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Without nan: SQL would take it for the largest number there is, and let it pass."""
+    column = column.cast(as_read(column.type))
     if not pa.types.is_floating(column.type):
         return column
-    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    bad = pc.is_nan(column)
+    if not pc.any(bad).as_py():
+        return column
+    return pc.if_else(bad, pa.scalar(None, column.type), column)
+
+
+def _where(fine: pa.ChunkedArray, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column, null where it is not fine."""
+    if pc.all(pc.or_(fine, pc.is_null(column))).as_py():
+        return column
+    return pc.if_else(fine, column, pa.scalar(None, column.type))
 
 
 def _lost(table: pa.Table) -> np.ndarray:
     failed = pc.not_equal(table.column("status"), OK)
+    if not pc.any(failed).as_py():
+        return np.full(len(table), -1, np.int16)
     found = pc.index_in(table.column("reason"), value_set=pa.array(LOST_REASONS, pa.string()))
     codes = pc.if_else(failed, found, pa.scalar(None, found.type))
     return pc.fill_null(codes, -1).to_numpy().astype(np.int16)

@@ -13,7 +13,7 @@ from pipeline.schemas import COLUMNS
 from pipeline.select import engine
 from pipeline.select.column_runs import Column, ColumnRun, Names
 from pipeline.select.expression import Expression
-from pipeline.select.rows import LOST_REASONS, ShardRows, name_of
+from pipeline.select.rows import LOST_REASONS, ShardRows, as_read, name_of
 from pipeline.select.top import Top
 
 UNKNOWN = " (unknown)"
@@ -27,13 +27,14 @@ KEPT = -1
 class Condition:
     """One condition: as a reason says it, and as DuckDB runs it.
 
-    A sample for which a stage has no answer (its row there is not ok) does not meet any condition
-    on what that stage measures, not even `is null`: nothing found is not the same as not looked.
+    Where a stage has no answer for a sample (its row there is not ok), what it measures is unknown,
+    and so is `is null` of it: nothing found is not the same as not looked. What SQL's logic makes
+    of that decides: `width > 100 or similarity > 0.3` may still be true.
     """
 
     text: str
     sql: str
-    runs: tuple[str, ...] = ()  # titles of those whose measures it reads
+    runs: tuple[str, ...] = ()  # titles of those whose rows it asks to be ok
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Rules:
     embedding: Column | None = None  # where clusters are asked for
     top: Top | None = None
     score: str = ""  # of `top`, as DuckDB runs it
+    score_runs: tuple[str, ...] = ()  # as of a Condition
 
     @property
     def needed(self) -> dict[str, list[str]]:
@@ -56,8 +58,9 @@ class Rules:
     @property
     def selected(self) -> list[str]:
         """Names of the columns that DuckDB sees, of those of ShardRows."""
-        measured = [run for condition in self.conditions for run in condition.runs]
-        return list(dict.fromkeys([*map(name_of, self.types), *measured]))
+        asked = [run for condition in self.conditions for run in condition.runs]
+        asked += self.score_runs
+        return list(dict.fromkeys([*map(name_of, self.types), *asked]))
 
     @cached_property
     def reasons(self) -> tuple[str, ...]:
@@ -101,18 +104,23 @@ def resolve(
     def condition(flag: str, expression: Expression) -> Condition:
         meant = {name: names.column(name, flag) for name in expression.columns()}
         for column in meant.values():
-            types[column] = by_title[column.run].types[column.name]
-        measured = {c.run: None for c in meant.values() if c.name not in COLUMNS.names}
-        sql = expression.sql(lambda name: name_of(meant[name]))
-        return Condition(expression.text, sql, tuple(measured))
+            types[column] = as_read(by_title[column.run].types[column.name])
+
+        def guards(name: tuple[str, ...]) -> list[str]:
+            return [meant[name].run] if meant[name].name not in COLUMNS.names else []
+
+        sql, runs = expression.guarded(lambda name: name_of(meant[name]), guards)
+        return Condition(expression.text, sql, tuple(runs))
 
     made = [condition(flag, e) for flag, e in conditions]
-    score = condition("TOP", top.score).sql if top else ""
+    ranked = [condition("TOP", top.score)] if top else []
+    score = ranked[0].sql if top else ""
     embedding = names.column(("embedding",), "TARGET") if clusters else None
     read = {c.run for c in [*types, *([embedding] if embedding else [])]} or {implied}
     read |= _images_of(found, [by_title[title] for title in read])
     titles = tuple(run.title for run in found if run.title in read)
-    rules = Rules(tuple(made), types, titles, embedding, top, score)
+    asked = tuple(run for c in ranked for run in c.runs)
+    rules = Rules(tuple(made), types, titles, embedding, top, score, asked)
     _require_types(rules, [flag for flag, _ in conditions])
     return rules
 
@@ -127,14 +135,16 @@ def _images_of(found: Sequence[ColumnRun], read: Sequence[ColumnRun]) -> set[str
 
 def _require_types(rules: Rules, flags: Sequence[str]) -> None:
     """UserError where DuckDB would not run an expression, or its type is not what it must be."""
-    blank = pa.table({name_of(c): pa.nulls(1, kind) for c, kind in rules.types.items()})
+    kinds = {run: pa.bool_() for run in rules.selected}
+    kinds |= {name_of(column): kind for column, kind in rules.types.items()}
+    blank = pa.table({name: pa.nulls(1, kind) for name, kind in kinds.items()})
     with engine.connect() as connection:
-        connection.register("rows", _at_least_one_column(blank, 1))
         asked = [(f, c.text, c.sql) for f, c in zip(flags, rules.conditions, strict=True)]
         if rules.top:
             asked.append(("TOP", rules.top.score.text, rules.score))
         for flag, text, sql in asked:
             try:
+                connection.register("rows", _at_least_one_column(blank, 1))
                 answer = connection.sql(f"SELECT {sql} FROM rows")
                 kind = str(answer.types[0])
                 answer.fetchall()
@@ -176,13 +186,11 @@ class Evaluator:
         Raises UserError where an expression cannot be computed for some row.
         """
         table = rows.columns.select(self._rules.selected)
-        self._connection.register("rows", _at_least_one_column(table, rows.count))
         try:
+            self._connection.register("rows", _at_least_one_column(table, rows.count))
             answer = self._connection.execute(self._sql).fetchnumpy()
         except duckdb.Error as e:
             raise UserError(f"WHERE: {engine.one_line(e)}", "mend the expression") from e
-        finally:
-            self._connection.unregister("rows")
         failed = np.asarray(answer["failed"]).astype(np.int16)
         codes = np.where(failed >= 0, failed + np.int16(len(LOST_REASONS)), np.int16(KEPT))
         scores = np.full(rows.count, np.nan)
@@ -194,12 +202,11 @@ class Evaluator:
 def _case(number: int, condition: Condition, others: str) -> str:
     """SQL that answers which way a condition fails (an even number, the next where it is unknown),
     or where it is met what `others` answer: they are not computed for those whom it stops."""
-    guards = "".join(
-        f" WHEN NOT {engine.quoted(run)} THEN {2 * number + 1}" for run in condition.runs
-    )
     sql = condition.sql
-    met = f" WHEN ({sql}) THEN {others}"
-    return f"CASE{guards}{met} WHEN ({sql}) IS NULL THEN {2 * number + 1} ELSE {2 * number} END"
+    unknown, violated = 2 * number + 1, 2 * number
+    return (
+        f"CASE WHEN ({sql}) THEN {others} WHEN ({sql}) IS NULL THEN {unknown} ELSE {violated} END"
+    )
 
 
 def _at_least_one_column(table: pa.Table, rows: int = 0) -> pa.Table:

@@ -1,7 +1,6 @@
 """One sidecar opened for a few of its columns: its record, their bytes' hash, and their values."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
@@ -10,8 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline import commit, storage
 from pipeline.reading import BadShard
-
-_METADATA = b"recaption"
+from pipeline.runs import canonical
 
 
 class Sidecar:
@@ -23,8 +21,7 @@ class Sidecar:
         try:
             self._buffer = _opened(url)
             self._file = pq.ParquetFile(self._buffer, page_checksum_verification=True)
-            said = json.loads(self._file.metadata.metadata[_METADATA])
-            self.record = commit.Record.from_dict(said)
+            self.record = commit.record_in(self._file.metadata)
         except FileNotFoundError as e:
             raise BadShard(f"{storage.public(url)} does not exist: make it first") from e
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as e:
@@ -37,7 +34,7 @@ class Sidecar:
     def digest(self, columns: Sequence[str]) -> str:
         """A hash of the stored bytes of some columns and of what the record says they came from."""
         made_of = (self.record.config_hash, self.record.inputs, self.record.environment)
-        digest = hashlib.sha256(json.dumps([made_of, sorted(columns)], sort_keys=True).encode())
+        digest = hashlib.sha256(canonical([made_of, sorted(columns)]).encode())
         for stored in self._stored(columns):
             digest.update(stored)
         return digest.hexdigest()
@@ -66,6 +63,12 @@ class Sidecar:
 
     def _damaged(self) -> BadShard:
         return BadShard(f"{storage.public(self.url)} is damaged: delete it and make it again")
+
+
+def column_of(table: pa.Table, name: str) -> pa.Array:
+    """A column of a table whose chunks are combined."""
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
 def _opened(url: str) -> pa.NativeFile:

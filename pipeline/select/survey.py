@@ -47,7 +47,6 @@ class Survey:
         for shard in sorted(self._shards, key=lambda shard: shard.name):
             digest.update(canonical([shard.name, self._inputs(shard)]).encode())
         digest.update((self._target.identity if self._target else "").encode())
-        digest.update(canonical(sorted(self._taken_down)).encode())
         return digest.hexdigest()
 
     def pool(self) -> Pool:
@@ -79,7 +78,8 @@ class Survey:
 
     def _inputs(self, shard: Shard) -> dict:
         try:
-            return ShardSources(self._out, shard, self._rules.needed).inputs()
+            sources = ShardSources(self._out, shard, self._rules.needed)
+            return sources.inputs(self._taken_down)
         except (OSError, BadShard):
             return {}
 

@@ -1,5 +1,7 @@
 """A selection over shards: each shard's sidecars become its part of a keep-list."""
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,15 +45,16 @@ class SelectWork(KeepWork):
         run: Run,
         pool: Pool | None = None,
         taken_down: frozenset[str] = frozenset(),
+        following: Sequence[Shard] = (),
     ) -> None:
-        super().__init__(run)
+        super().__init__(run, following)
         self.rules = rules
         self.pool = pool or Pool()
         self.taken_down = taken_down
-        self._judge: Judge | None = None
 
     def setup(self) -> None:
-        self._judge = Judge(self.rules, self.pool)
+        super().setup()
+        self._own = threading.local()  # a judge of its own for each thread
 
     def inputs(self, shard: Shard) -> dict:
         """The shard, the columns that are read of it, and the pool."""
@@ -63,19 +66,20 @@ class SelectWork(KeepWork):
         except (OSError, BadShard):
             return False
 
-    def perform(self, shard: Shard, lost: frozenset[int]) -> commit.Record:
+    def made(self, shard: Shard, lost: frozenset[int] = frozenset()) -> commit.Record:
         """Judges and commits one shard; BadShard where a sidecar is missing or out of date."""
         sources = ShardSources(self.run.out, shard, self.rules.needed)
         rows = sources.rows(self.taken_down)
-        codes, _ = self._judge(rows)
+        if not hasattr(self._own, "judge"):
+            self._own.judge = Judge(self.rules, self.pool)
+        codes, _ = self._own.judge(rows)
         codes[[index for index in lost if index < len(codes)]] = LOST_REASONS.index("killed_worker")
         inputs = self._inputs(sources)
         return self.write(shard, rows.uids, rows.keys, codes, self.rules.reasons, inputs)
 
     def _inputs(self, sources: ShardSources) -> dict:
         pool = {"pool": self.pool.identity} if self.pool.identity else {}
-        buried = sources.taken_down(self.taken_down)
-        return sources.inputs() | pool | ({"taken_down": buried} if buried else {})
+        return sources.inputs(self.taken_down) | pool
 
 
 class Judge:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from jobs.__main__ import main
 from pipeline import catalog, commit
+from pipeline.dedup.search import Search
 from pipeline.dedup.work import SCHEMA
 from tests.support import dedup_columns, real, shards
 from tests.support.dedup_columns import CLIP, IMAGE, uid
@@ -79,7 +80,8 @@ def test_every_sample_has_a_verdict(out, capsys):
     stays = min(a, d)  # equal in size, and nothing else is known of them
     copy = "d" if stays == a else "a"
     other = "a" if stays == a else "d"
-    assert verdict(found[copy]) == ("exact", stays) and found[copy]["duplicate_distance"] == 0
+    # What it is a copy of leaves, too: `duplicate_of` names what is still there in the end.
+    assert verdict(found[copy]) == ("exact", b) and found[copy]["duplicate_distance"] == 0
     assert verdict(found[other]) == ("perceptual", b)  # the largest
     assert found[other]["duplicate_distance"] == 3
     assert verdict(found["b"]) == (None, None)
@@ -180,7 +182,15 @@ def test_the_last_group_names_what_stays(tmp_path):
             "AND k.uid = coalesce(d.semantic_group, d.perceptual_group, d.exact_group))"
         ).fetchall()
         kinds = connection.sql('SELECT DISTINCT duplicate_kind FROM "dedup@default"').fetchall()
-    assert strays == []
+        lost = connection.sql(
+            'FROM "dedup@default" AS d ANTI JOIN (FROM "dedup@default" WHERE duplicate_kind IS NULL) '
+            "AS k ON k.uid = d.duplicate_of WHERE duplicate_kind IS NOT NULL"
+        ).fetchall()
+        chained = connection.sql(
+            "SELECT count(*) FROM \"dedup@default\" WHERE duplicate_kind = 'exact' "
+            "AND duplicate_of <> exact_group"
+        ).fetchall()
+    assert strays == [] and lost == [] and chained[0][0] > 0
     assert {kind for (kind,) in kinds} == {None, "exact", "perceptual", "semantic"}
 
 
@@ -362,6 +372,17 @@ def test_a_shard_without_columns_is_named_and_the_others_are_done(out, capsys):
     assert f"00001: shard 00001 has no columns {IMAGE}: annotate it first" in said.out
     assert set(rows(out)) == {"a", "b", "c", "failed"}
     assert verdict(rows(out)["a"])[0] == "perceptual"
+
+
+def test_a_shard_without_columns_does_not_repeat_the_search(out, monkeypatch):
+    (out / f"columns/{IMAGE}/00001.parquet").unlink()
+    searched, find = [], Search.find
+    monkeypatch.setattr(Search, "find", lambda self, *a: searched.append(1) or find(self, *a))
+    assert dedup(out) == 3 and len(searched) == 1
+    before = digest(out)
+    assert dedup(out) == 3 and len(searched) == 1 and digest(out) == before
+    (out / "columns/dedup@default/00000.parquet").unlink()
+    assert dedup(out) == 3 and len(searched) == 2 and digest(out) == before
 
 
 KILLING = """

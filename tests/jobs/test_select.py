@@ -12,7 +12,9 @@ import pyarrow as pa
 import pytest
 
 from jobs.__main__ import main
+from jobs.annotate import Annotate, _source
 from pipeline import commit, manifest, tombstones
+from pipeline.dedup.sources import find_run
 from pipeline.kmeans import normalised
 from pipeline.manifest import Shard
 from pipeline.samples import uid_of
@@ -249,17 +251,103 @@ def test_clusters_near_a_target(tmp_path):
 
 
 def test_what_was_taken_down_stays_out(out):
-    def bury(*uids: str) -> None:
-        rows = pa.table(
-            {"uid": [*uids], "sha256": [None] * len(uids), "url_sha256": [None] * len(uids)}
-        )
-        commit.write_parquet(rows, out / tombstones.FILE)
-
     assert run("select", out, where="width >= 0", run="all") == 0
-    bury(uid_at("00001", 4))
+    bury(out, uid_at("00001", 4))
     assert run("select", out, where="width >= 0", run="all") == 0
     reasons = kept(out, "all", shards_in(out))
     assert reasons[1][4] == "taken_down" and reasons[1].count(None) == 19
+
+
+def npy(path: Path, *uids: str) -> Path:
+    """A list of uids as DataComp writes it."""
+    pairs_ = sorted((int(u[:16], 16), int(u[16:], 16)) for u in uids)
+    np.save(path, np.array(pairs_, np.dtype("u8,u8")))
+    return path
+
+
+def bury(out: Path, *uids: str) -> None:
+    tombstones.add(str(out), tombstones.Tombstones(frozenset(uids)), "")
+
+
+def test_take_downs_redo_their_own_shards_only(out, tmp_path, capsys):
+    file = npy(tmp_path / "list.npy", *(uid_at(s, i) for s in ("00000", "00001") for i in range(9)))
+    verbs = [
+        ("select", {"where": "width >= 0", "run": "all"}),
+        ("select", {"where": "width >= 0", "top": "9 by similarity", "run": "top"}),
+        ("keep-import", {"file": file, "run": "list"}),
+    ]
+
+    def redone() -> list[str]:
+        said = []
+        for verb, flags in verbs:
+            assert run(verb, out, **flags) == 0
+            printed = capsys.readouterr().out
+            said.append(next(w for w in printed.split("= ")[1:] if "done now" in w)[0])
+        return said
+
+    assert redone() == ["2", "2", "2"] and redone() == ["0", "0", "0"]
+    bury(out, "f" * 32)
+    assert redone() == ["0", "0", "0"]
+    bury(out, uid_at("00001", 4))
+    assert redone() == ["1", "2", "1"]  # the top is of all
+    for name in ("all", "top", "list"):
+        assert kept(out, name, shards_in(out))[1][4] == "taken_down"
+    assert redone() == ["0", "0", "0"]
+
+
+def test_import_does_not_keep_what_columns_call_taken_down(tmp_path):
+    out = tmp_path / "out"
+    [shard] = shards_of(out, 1)
+    annotated(out, [shard], "image@1", [[{"width": 1}, {"reason": "taken_down"}]], IMAGE)
+    file = npy(tmp_path / "list.npy", uid_at(shard, 0), uid_at(shard, 1))
+    assert run("keep-import", out, file=file) == 0
+    assert kept(out, "list", [shard]) == [[None, "taken_down"]]
+
+
+def test_import_does_not_keep_what_a_shard_calls_taken_down(tmp_path):
+    """Buried by the hash of its URL: no list of uids has it."""
+    out = tmp_path / "out"
+    meta = {"url": "https://example.org/gone.jpg"}
+    samples = pairs(3)
+    samples[1][1]["json"] = json.dumps(meta).encode()
+    write_tar(tmp_path / "raw/00000.tar", samples)
+    marks = tombstones.Tombstones(urls=frozenset({tombstones.url_hash(meta["url"])}))
+    out.mkdir()
+    tombstones.add(str(out), marks, "")
+    file = npy(tmp_path / "list.npy", *(uid_of("00000", key) for key, _ in samples))
+    assert run("keep-import", out, file=file, shards=tmp_path / "raw") == 0
+    found = commit.read_sidecar(f"{out}/keep/list/00000.parquet").column("reason").to_pylist()
+    assert found == [None, "taken_down", None]
+
+
+def test_a_run_of_the_first_few_does_not_stand_in_the_way(out):
+    annotated(out, shards_in(out)[:1], "image@1-limit5", [image_rows(5)], IMAGE)
+    assert run("select", out, where=WHERE, run="first") == 0
+    for name in ("image@1", "clip@m"):
+        stage = name.split("@")[0]
+        annotated(out, shards_in(out)[:1], f"{name}-limit7", [[{}]], {})
+        assert _source(Annotate(out=str(out)), stage, [], str(out)) == name
+        assert find_run(str(out), stage, "", "--image") == name
+    wanted = Annotate(out=str(out), clip="clip@m-limit7")
+    assert _source(wanted, "clip", [], str(out)) == "clip@m-limit7"
+
+
+def test_conditions_from_two_places_are_read_apart(out, capsys):
+    flags = {"before": "similarity > 0.28 -- alike", "where": "width >= 500 or width < 200"}
+    assert run("select", out, **flags, run="two") == 0
+    one = "similarity > 0.28 and (width >= 500 or width < 200)"
+    assert run("select", out, where=one, run="one") == 0
+    assert all_kept(out, "two") == all_kept(out, "one") and None in all_kept(out, "two")
+    assert "width >= 500 or width < 200" in all_kept(out, "two")
+    capsys.readouterr()
+    split = {"before": "similarity > 0.28", "where": "width > 5000) or (width < 5000"}
+    assert run("select", out, **split) == 2
+    assert "syntax error" in capsys.readouterr().err
+    assert run("select", out, before="width > 5000) or (width < 5000") == 2
+
+
+def test_an_embedding_may_be_asked_for(out):
+    assert run("select", out, where="embedding is not null or width > 0", run="first") == 0
 
 
 def test_a_mix_keeps_what_was_selected(tmp_path):

@@ -81,6 +81,20 @@ def test_runs_decides_between_runs_of_a_stage(names, out):
         known(out, "clip@other")
 
 
+def test_runs_of_the_first_few_are_only_meant_where_they_are_named(names, out):
+    [shard] = shards_of(out, 1)
+    for run in ("image@1-limit5", "image@1-limit10"):
+        annotated(out, [shard], run, [[{}]], {"width": INT, "height": INT})
+    annotated(out, [shard], "first-limit5", [[{}]], {"caption_long": TEXT}, kind="captions")
+    annotated(out, [shard], "text@1-limit5", [[{}]], {"words": INT})
+    names = Names(known(out), out)
+    assert names.column(("width",), "WHERE").run == "columns/image@1"
+    assert names.column(("caption_long",), "WHERE").run == "captions/first"
+    assert names.column(("words",), "WHERE").run == "columns/text@1-limit5"  # there is no other
+    names = Names(known(out, "image@1-limit5,captions/first-limit5"), out)
+    assert names.column(("width",), "WHERE").run == "columns/image@1-limit5"
+
+
 def test_no_columns_yet(out):
     shards_of(out, 1)
     with pytest.raises(UserError, match="make annotate"):

@@ -1,12 +1,14 @@
 """Conditions: split as written, rewritten with the same meaning, and refused where they are more."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.select import engine
-from pipeline.select.expression import MAX_CHARACTERS, conditions, value
+from pipeline.select.expression import MAX_CHARACTERS, MAX_JOINED, conditions, value
 
 SPLITS = {
     "similarity > 0.28 and width >= 256 and language = 'en'": [
@@ -85,6 +87,22 @@ HOSTILE = {
     "a = default": "default",
     "a::secret_type > 1": "secret_type",
     "repeat('x', 1000000000) = 'y'": "repeat",
+    "length(replace(replace('aaaa', 'a', 'aaaa'), 'a', 'aaaa')) > 0": "replace",
+    "regexp_replace(a, 'a', 'aaaa', 'g') = 'y'": "regexp_replace",
+    "levenshtein(a, b) > 1": "levenshtein",
+    "damerau_levenshtein(a, b) > 1": "damerau_levenshtein",
+    "length(string_split(a, '')) > 1": "string_split",
+    "split_part(a, '', 9) = 'y'": "split_part",
+    "lpad(a, 1000000000, 'x') = 'y'": "lpad",
+    "list_resize([a], 1000000000) is null": "list_resize",
+    "format('{:1000000000}', a) = 'y'": "format",
+    "printf('%1000000000s', a) = 'y'": "printf",
+    " || ".join("a" * (MAX_JOINED + 1)) + " = 'y'": "||",
+    f"concat({', '.join('a' * (MAX_JOINED + 1))}) = 'y'": "concat",
+    f"[{', '.join('a' * (MAX_JOINED + 1))}] is null": "list",
+    "a > 5000) or (a < 5000": "syntax",
+    "a > 1 -- x\n) or (b": "syntax",
+    "a as b": "syntax",
     "a collate nocase = 'x'": "collate",
     "": "characters",
     "a" * (MAX_CHARACTERS + 1): "characters",
@@ -120,6 +138,40 @@ def test_what_is_run_means_what_was_written(text):
         direct = connection.sql(f"SELECT {text} FROM {rows}").fetchall()
         sql = condition.sql(lambda name: f"run.{name[-1]}")
         assert connection.sql(f"SELECT {sql} FROM {renamed}").fetchall() == direct
+
+
+GUARDED = {
+    "a > 1 or b = 2": "",
+    "not (a between 1 and 2) or a + b < 3 and a in (1, 2)": "",
+    "a is null or b > 2": "a",
+    "a > 1 or coalesce(b, 5) > 2": "b",
+    "case when a > 1 then true else b end": "ab",
+    "a is not distinct from b": "ab",
+    "least(a, b) > 1": "ab",
+}
+
+
+@pytest.mark.parametrize("text", GUARDED)
+def test_a_column_that_is_unknown_is_never_taken_for_a_value(text):
+    [condition] = conditions(text, "WHERE")
+    sql, guards = condition.guarded(lambda name: name[-1], lambda name: [f"knows_{name[-1]}"])
+    assert guards == [f"knows_{name}" for name in GUARDED[text]]
+    numbers = (None, 1, 2, 3)
+
+    def answers(a: int | None, b: int | None) -> tuple:
+        row = "".join(
+            f", {'NULL' if v is None else v}::INT AS {n}" for n, v in {"a": a, "b": b}.items()
+        )
+        known = f"{a is not None} AS knows_a, {b is not None} AS knows_b"
+        with engine.connect() as connection:
+            return connection.sql(f"SELECT {sql}, {text} FROM (SELECT {known}{row})").fetchall()[0]
+
+    for a in numbers:
+        for b in numbers:
+            guarded, plain = answers(a, b)
+            ways = ([a] if a else numbers[1:], [b] if b else numbers[1:])
+            whatever = {answers(*way)[1] for way in itertools.product(*ways)}
+            assert guarded == plain if a and b else guarded is None or whatever == {guarded}
 
 
 def test_the_engine_sees_no_files(tmp_path):

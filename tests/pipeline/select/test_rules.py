@@ -111,6 +111,48 @@ def test_not_looked_is_not_the_same_as_not_found(shard, out):
     assert said == ["safety_reason = 'not_finite' (unknown)", "truncated", None]
 
 
+def test_what_one_stage_does_not_know_another_may_decide(shard, out):
+    where = "similarity > 0.9 or width > 6"
+    assert reasons(out, shard, rules_of(out, where)) == [where, "truncated", None]
+    where = "blocked is not null or width > 6"
+    assert reasons(out, shard, rules_of(out, where)) == [where, "truncated", None]
+    where = "blocked is null or width > 7"
+    assert reasons(out, shard, rules_of(out, where))[2] == f"{where} (unknown)"
+    where = "not (similarity > 0.3 or words > 9)"
+    assert reasons(out, shard, rules_of(out, where)) == [where, "truncated", f"{where} (unknown)"]
+
+
+def test_what_stands_in_a_row_that_is_not_ok_is_not_known(out):
+    [shard] = shards_of(out, 1)
+    row = {"reason": "not_finite", "similarity": 0.9, "blocked": "x"}
+    annotated(out, [shard], "safety@1", [[row, {"similarity": 0.9}]], SCORES)
+    rules = rules_of(out, "similarity > 0.28", top="1 by coalesce(similarity, 1)")
+    assert reasons(out, shard, rules) == ["similarity > 0.28 (unknown)", None]
+    _, scores = Evaluator(rules)(ShardSources(out, shard, rules.needed).rows())
+    np.testing.assert_array_equal(np.isnan(scores), [True, False])
+
+
+def test_halves_and_lists_of_them(out):
+    [shard] = shards_of(out, 1)
+    types = {"embedding": pa.list_(pa.float16()), "half": pa.float16()}
+    known = {"embedding": np.array([1, 2], np.float16), "half": np.float16(0.5)}
+    annotated(out, [shard], "clip@1", [[known, {}, {"reason": "not_finite"}]], types)
+    first, unknown = "embedding is not null", " (unknown)"
+    said = reasons(out, shard, rules_of(out, first))
+    assert said == [None, first, first + unknown]
+    said = reasons(out, shard, rules_of(out, "list_sum(embedding) = 3 and half < 0.6"))
+    assert said[0] is None
+    assert reasons(out, shard, rules_of(out, "embedding is null and half is null"))[1] is None
+
+
+def test_a_column_that_duckdb_cannot_read_is_one_line(out):
+    [shard] = shards_of(out, 1)
+    annotated(out, [shard], "odd@1", [[{}]], {"odd": pa.list_(pa.decimal256(60))})
+    with pytest.raises(UserError, match="odd") as e:
+        rules_of(out, "odd is not null")
+    assert "\n" not in str(e.value)
+
+
 def test_only_what_is_mentioned_is_read(shard, out):
     rules = rules_of(out, "words > 1 and words < 9", top="1 by words")
     assert rules.needed == {"columns/image@1": [], "columns/text@1": ["words"]}
@@ -223,6 +265,14 @@ def test_inputs_change_with_what_is_read_and_with_nothing_else(out):
     first = inputs({"width": 1, "note": "a"})
     assert inputs({"width": 1, "note": "b"}) == first
     assert inputs({"width": 2, "note": "a"}) != first
+
+
+def test_inputs_name_the_buried_samples_of_their_own_shard_only(shard, out):
+    sources = ShardSources(out, shard, rules_of(out, "words > 1").needed)
+    first = sources.inputs()
+    assert sources.inputs(frozenset({"f" * 32})) == first
+    own = uid_at(shard, 1)
+    assert sources.inputs(frozenset({"f" * 32, own})) == first | {"taken_down": [own]}
 
 
 def test_reasons_begin_with_the_images(shard, out):
