@@ -227,15 +227,21 @@ def _source(config: Annotate, stage: str, direct: "list[Annotator]", out: str) -
     there = [name for name in runs.names(out, KIND) if name.startswith(f"{stage}@")]
     named = [name for name in there if name == config.clip] if stage == "clip" else []
     found = named or runs.whole(there)
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if not found:
         raise UserError(
-            f"several runs could be meant: {', '.join(found)}", f"name one: CLIP={found[0]}"
+            f"OUT={config.out} has no columns of stage {stage}",
+            f"ask for it, too: STAGES={stage},...",
         )
-    raise UserError(
-        f"OUT={config.out} has no columns of stage {stage}", f"ask for it, too: STAGES={stage},..."
-    )
+    if len(found) > 1:
+        remedy = f"name one: CLIP={found[0]}" if stage == "clip" else "delete all but one"
+        raise UserError(f"several runs could be meant: {', '.join(found)}", remedy)
+    limit = runs.require(out, KIND, found[0])["config"]["limit"]
+    if limit and limit != config.limit:
+        raise UserError(
+            f"{KIND}/{found[0]} is of the first {limit} samples only",
+            f"give LIMIT={limit}, or ask for all: STAGES={stage},...",
+        )
+    return found[0]
 
 
 def _require_fit(heads: "Iterable[Head]", clip: str, direct: "list[Annotator]", out: str) -> None:

@@ -107,6 +107,23 @@ def test_clip_and_what_is_derived_from_it(raw, tmp_path, capsys):
     assert "takes embeddings of 64 numbers, these have 192" in capsys.readouterr().err
 
 
+def test_a_trial_of_a_few_samples_is_no_source_for_all(raw, tmp_path, capsys):
+    hashes = tmp_path / "known.txt"
+    hashes.write_text("00" * 16)
+    asked = {"stages": "safety", "blocklists": hashes}
+    assert main(arguments(raw, tmp_path / "out", stages="image", limit=5)) == 0
+    assert main(arguments(raw, tmp_path / "out", **asked)) == 2
+    assert "is of the first 5 samples only" in capsys.readouterr().err
+    assert main(arguments(raw, tmp_path / "out", **asked, limit=5)) == 0
+    assert main(arguments(raw, tmp_path / "out", stages="image")) == 0
+    assert main(arguments(raw, tmp_path / "out", **asked)) == 0
+    counts = {
+        p.name.endswith("-limit5"): len(list(p.glob("*.parquet")))
+        for p in tmp_path.glob("out/columns/safety@*")
+    }
+    assert counts == {True: 1, False: 6}
+
+
 def _write_head(path: Path, width: int) -> None:
     import numpy as np
     from safetensors.numpy import save_file
