@@ -8,7 +8,6 @@ base, and `config.json`.
 
 import hashlib
 import json
-import pickle
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import torch
 from open_clip.transformer import VisionTransformer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from captioner.config import CLIP_MEAN, CLIP_STD, check_config
@@ -145,19 +144,39 @@ def read_stack(path: Path, config: Mapping, style: Style, vocab_size: int) -> St
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file; nothing but tensors is unpickled."""
+    return read_weights(path)[0]
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, dense, on the CPU and without gradients, and its metadata.
+
+    Only safetensors have metadata. Raises UserError for what is no checkpoint.
+    """
+    metadata: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            with safe_open(path, framework="pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                metadata = dict(file.metadata() or {})
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # hostile bytes make torch's reader raise nearly anything
         raise UserError(
             f"{path} is not a readable checkpoint ({type(error).__name__})",
             "give safetensors, or a torch file that holds tensors only",
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(map(_is_named_tensor, state.items())):
         raise UserError(f"{path} holds no state dict", "save model.state_dict() to it")
-    return dict(state)
+    odd = next((k for k, v in state.items() if v.layout != torch.strided or v.is_meta), None)
+    if odd is not None:
+        name = " ".join(odd.split())[:80]
+        raise UserError(f"{path}: tensor {name} is not dense", "save plain tensors, with values")
+    return {key: tensor.detach() for key, tensor in state.items()}, metadata
+
+
+def _is_named_tensor(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def read_state_dict(path: Path, model: CoCa) -> dict[str, Tensor]:

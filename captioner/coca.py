@@ -7,10 +7,10 @@ import numpy as np
 import open_clip
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from captioner.captioner import BaseCaptioner, Caption
 from captioner.checkpoint import Checkpoint
+from captioner.chunks import chunk_features, mean_and_lowest, mean_features, split_text
 from captioner.decode import find, search_of
 from captioner.fused import DecoderWeights, ImageEncoder, Layout, TextEncoder
 from captioner.gate import judge
@@ -19,7 +19,7 @@ from captioner.load import with_decode
 from captioner.rerank import closest
 from captioner.search import Decoded
 from captioner.settings import DecodeSettings
-from captioner.tokens import Tokenizer, to_tensor
+from captioner.tokens import to_tensor
 from captioner.writer import Writer
 from pipeline.errors import UserError
 from pipeline.images import square_crop
@@ -139,57 +139,24 @@ class CocaCaptioner(BaseCaptioner):
         A text beyond the context is the mean of its chunks' features, brought to unit length.
         """
         features, owners = self._chunk_features(texts)
-        mean = torch.zeros(len(texts), features.shape[1]).index_add_(0, owners, features)
-        return F.normalize(mean, dim=-1).numpy()
+        return mean_features(features, owners, len(texts)).numpy()
 
     def similarities(self, features: np.ndarray, texts: Sequence[str]) -> list[tuple[float, float]]:
         """(mean, minimum) cosine of each text's chunks with its image's feature, a row of (B, E)."""
         return self._similarities(torch.from_numpy(features), texts)
 
     def _similarities(self, features: Tensor, texts: Sequence[str]) -> list[tuple[float, float]]:
-        chunk_features, owners = self._chunk_features(texts)
-        cosines = (chunk_features * features.cpu()[owners]).sum(dim=-1).tolist()
-        by_text: list[list[float]] = [[] for _ in texts]
-        for owner, cosine in zip(owners.tolist(), cosines, strict=True):
-            by_text[owner].append(cosine)
-        return [(sum(values) / len(values), min(values)) for values in by_text]
+        found, owners = self._chunk_features(texts)
+        return mean_and_lowest(found, owners, features.cpu())
 
     @torch.inference_mode()
     def _chunk_features(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         room = self._text_encoder.contrastive_context - 2
-        chunks = [split_text(text, self.tokenizer, room) for text in texts]
-        owners = torch.tensor(
-            [i for i, parts in enumerate(chunks) for _ in parts], dtype=torch.long
-        )
-        ids = to_tensor(self.tokenizer, [part for parts in chunks for part in parts], room + 2)
-        return self._text_encoder(ids).cpu(), owners
 
+        def encode(chunks: Sequence[list[int]]) -> Tensor:
+            return self._text_encoder(to_tensor(self.tokenizer, chunks, room + 2)).cpu()
 
-def split_text(text: str, tokenizer: Tokenizer, room: int) -> list[list[int]]:
-    """Token ids of a text in as few chunks of whole words as fit `room`, of about equal length.
-
-    A word that does not fit, as all of a text in a script without spaces, is cut into equal parts.
-    """
-    whole = tokenizer.encode(text)
-    if len(whole) <= room:
-        return [whole]
-    words = [part for word in text.split() for part in _parts(tokenizer.encode(word), room)]
-    total = sum(map(len, words))
-    target = math.ceil(total / math.ceil(total / room))
-    chunks: list[list[int]] = [[]]
-    for word in words:
-        if len(chunks[-1]) >= target or len(chunks[-1]) + len(word) > room:
-            chunks.append([])
-        chunks[-1].extend(word)
-    return chunks
-
-
-def _parts(ids: list[int], room: int) -> list[list[int]]:
-    """Ids in as few parts as fit `room`, the last one hardly shorter: it is scored like the others."""
-    if len(ids) <= room:
-        return [ids]
-    size = math.ceil(len(ids) / math.ceil(len(ids) / room))
-    return [ids[start : start + size] for start in range(0, len(ids), size)]
+        return chunk_features(texts, lambda text: split_text(text, self.tokenizer, room), encode)
 
 
 def make_caption(

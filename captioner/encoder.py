@@ -10,6 +10,7 @@ import open_clip
 import torch
 
 from captioner import load
+from captioner.chunks import LIMITS
 from captioner.metrics.clip_score import Scorer
 from captioner.scorer import (
     OpenClipScorer,
@@ -81,6 +82,7 @@ def clip_annotator(
         "preprocessing": {} if is_captioner(name) else preprocessing_of(name),
         "precision": precision,
         "threads": threads,
+        "text_limits": LIMITS,
     }
     return ClipAnnotator(
         load=functools.partial(

@@ -1,11 +1,14 @@
 """Reads heads on embeddings from files: safetensors, or torch's with nothing but tensors unpickled."""
 
+import math
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from captioner.checkpoint import read_tensors
+from captioner.checkpoint import read_weights
 from captioner.load import sha256_of
 from pipeline.annotate.heads import Head, head_of
 from pipeline.errors import UserError
@@ -22,27 +25,35 @@ def load_head(path: str, flag: str = "HEAD") -> Head:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"{flag}={path}: there is no such file", "download it, and give its path")
-    if file.stat().st_size > MAX_BYTES:
+    _require_small(f"{flag}={path}", max(file.stat().st_size, _unpacked(file)))
+    tensors, metadata = read_weights(file)
+    return head_of(_floats(f"{flag}={path}", tensors), file.stem, sha256_of(file), metadata)
+
+
+def _floats(head: str, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The weights as float32; an expanded tensor may be of any size, whatever the file's."""
+    _require_small(head, 4 * sum(math.prod(tensor.shape) for tensor in tensors.values()))
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            name = " ".join(key.split())[:80]
+            raise UserError(
+                f"{head}: tensor {name} is of {tensor.dtype}", "a head's weights are real numbers"
+            )
+    return {key: tensor.float().numpy() for key, tensor in tensors.items()}
+
+
+def _unpacked(file: Path) -> int:
+    """Bytes of all members of a torch file, which is a zip; 0 of any other."""
+    try:
+        with zipfile.ZipFile(file) as opened:
+            return sum(member.file_size for member in opened.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return 0
+
+
+def _require_small(head: str, num_bytes: int) -> None:
+    if num_bytes > MAX_BYTES:
         raise UserError(
-            f"{flag}={path} has {file.stat().st_size} bytes, a head has at most {MAX_BYTES}",
+            f"{head} has {num_bytes} bytes, a head has at most {MAX_BYTES}",
             "give the head alone, not the model that it stands on",
         )
-    if file.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(file)
-    else:
-        metadata = {}
-        tensors = {key: tensor.float().numpy() for key, tensor in read_tensors(file).items()}
-    return head_of(tensors, file.stem, sha256_of(file), metadata)
-
-
-def _read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    try:
-        with safe_open(file, framework="pt") as opened:  # numpy has no bfloat16
-            keys = opened.keys()
-            tensors = {key: opened.get_tensor(key).float().numpy() for key in keys}
-            return tensors, dict(opened.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file} is not a readable checkpoint ({type(error).__name__})",
-            "give safetensors, or a torch file that holds tensors only",
-        ) from error

@@ -13,7 +13,14 @@ from torch.nn import functional as F
 
 from captioner import load
 from captioner.captioner import load_captioner
-from captioner.coca import device_name, resolve_layout, split_text
+from captioner.chunks import (
+    bounded,
+    chunk_features,
+    mean_and_lowest,
+    mean_features,
+    split_text,
+)
+from captioner.coca import device_name, resolve_layout
 from captioner.metrics.clip_score import Scorer
 from pipeline.errors import UserError
 from pipeline.images import decode
@@ -182,25 +189,22 @@ class OpenClipScorer:
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Features of texts, unit length, long ones the mean of their chunks': float32 (B, E)."""
         features, owners = self._chunk_features(texts)
-        mean = torch.zeros(len(texts), features.shape[1]).index_add_(0, owners, features)
-        return F.normalize(mean, dim=-1).numpy()
+        return mean_features(features, owners, len(texts)).numpy()
 
     def similarities(self, features: np.ndarray, texts: Sequence[str]) -> list[tuple[float, float]]:
         """(mean, minimum) cosine of each text's chunks with its image's feature, a row of (B, E)."""
-        chunks, owners = self._chunk_features(texts)
-        cosines = (chunks * torch.from_numpy(features)[owners]).sum(dim=-1)
-        found = [cosines[owners == row] for row in range(len(texts))]
-        return [(values.mean().item(), values.min().item()) for values in found]
+        found, owners = self._chunk_features(texts)
+        return mean_and_lowest(found, owners, torch.from_numpy(features))
 
     @torch.inference_mode()
     def _chunk_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        chunks = [self._chunks(text) for text in texts]
-        owners = [i for i, parts in enumerate(chunks) for _ in parts]
-        ids = self._tokenizer([self._prefix + part for parts in chunks for part in parts])
+        return chunk_features(texts, self._chunks, self._encode)
+
+    def _encode(self, chunks: Sequence[str]) -> torch.Tensor:
+        ids = self._tokenizer([self._prefix + chunk for chunk in chunks])
         with self._autocast():
             features = self._model.encode_text(ids.to(self._device))
-        owned = torch.tensor(owners, dtype=torch.long)
-        return F.normalize(features.float(), dim=-1).cpu(), owned
+        return F.normalize(features.float(), dim=-1).cpu()
 
     def _autocast(self) -> torch.autocast:
         kind = torch.device(self._device).type
@@ -209,7 +213,7 @@ class OpenClipScorer:
     def _chunks(self, text: str) -> list[str]:
         """The text, or its words in as few parts of about equal length as fit the context."""
         parts = split_text(text, self._words, self._room)
-        return [text] if len(parts) == 1 else [self._words.decode(ids) for ids in parts]
+        return [bounded(text)] if len(parts) == 1 else [self._words.decode(ids) for ids in parts]
 
 
 def middle_of(

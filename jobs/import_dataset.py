@@ -9,9 +9,9 @@ from jobs.planned import register_written
 
 if TYPE_CHECKING:
     from jobs.runner import Summary
-    from pipeline.image_text_set import ImageTextSet
     from pipeline.importing import Recipe
     from pipeline.runs import Run
+    from pipeline.set_source import OpenedSet, SetName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,15 @@ class ImportDataset(Execution):
 
     Nothing is downloaded but the rows that are read. Several captions of one image: the first is the
     text, all stand in the .json. A row without a usable image is a row of the shard's parquet, with
-    the reason. Sets that hold URLs instead of images are for `crawl`.
+    the reason. Tars are read in order, all of them; their captions are the .txt, or fields of the
+    .json that CAPTION_COL names. A row's own uid, key and other names that mean something here are
+    kept in the .json as dataset_uid, dataset_key and so on. Sets that hold URLs instead of images
+    are for `crawl`, shards of ours for `reshard`.
     """
 
     dataset: str
-    """A name on the hub, a folder (images with metadata, parquet, arrow, .tar), or files of one kind."""
+    """A name on the hub, a folder (images with metadata, parquet, arrow, .tar), or files of one kind:
+    a path, a glob, of tars also braces."""
     subset: str = ""
     """The configuration of the set, where it has several."""
     split: str = "train"
@@ -48,9 +52,9 @@ class ImportDataset(Execution):
 def run(config: ImportDataset) -> "Summary":
     """Counts the set's rows, and writes what is not written yet. Raises UserError, Stopped."""
     from pipeline import commit, importing, storage
-    from pipeline.image_text_set import ImageTextSet
+    from pipeline.image_text_set import open_set
 
-    opened = ImageTextSet(source_of(config))
+    opened = open_set(source_of(config))
     recipe = recipe_of(config, opened)
     _say_columns(opened, recipe)
     out = storage.absolute(config.out)
@@ -71,16 +75,16 @@ def run(config: ImportDataset) -> "Summary":
     return summary
 
 
-def source_of(config: ImportDataset) -> "object":
+def source_of(config: ImportDataset) -> "SetName":
     """The set that is meant, a local one by its absolute path."""
     from pathlib import Path
 
     from pipeline import storage
-    from pipeline.image_text_set import SetName
+    from pipeline.set_source import SetName
 
     path = config.dataset.strip()
     is_here = storage.is_local(path) and (
-        Path(path).expanduser().exists() or any(c in path for c in "*?[")
+        Path(path).expanduser().exists() or any(c in path for c in "*?[{")
     )
     return SetName(
         path=storage.absolute(path) if is_here else path,
@@ -90,7 +94,7 @@ def source_of(config: ImportDataset) -> "object":
     )
 
 
-def recipe_of(config: ImportDataset, opened: "ImageTextSet") -> "Recipe":
+def recipe_of(config: ImportDataset, opened: "OpenedSet") -> "Recipe":
     """What is to be imported, its columns found; UserError."""
     from pipeline.importing import Recipe
 
@@ -107,7 +111,7 @@ def _run_of(config: ImportDataset, out: str, settings: dict) -> "Run":
     return Run(out=out, kind=importing.KIND, name=name, config=settings)
 
 
-def _say_columns(opened: "ImageTextSet", recipe: "Recipe") -> None:
+def _say_columns(opened: "OpenedSet", recipe: "Recipe") -> None:
     columns = recipe.columns
     captions = ", ".join(columns.caption) or "none"
-    say(f"{opened.name.path}: images {', '.join(columns.image)}; captions {captions}")
+    say(f"{opened.name.path}: images {columns.image}; captions {captions}")

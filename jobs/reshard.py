@@ -69,6 +69,7 @@ def run(config: Reshard) -> "list[Summary]":
     plans = storage.join(to, reshard_plan.PLANS)
     with storage.exclusive(plans):
         storage.remove_temporaries(plans)
+        resharding.inherit_tombstones(out, to)
         seed = config.seed if config.seed >= 0 else None
         plan = reshard_plan.make_plan(places, sources, config.shard_size, seed)
         say(f"  {sum(plan.counts)} samples into {len(plan.counts)} shards")

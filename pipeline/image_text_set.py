@@ -4,83 +4,48 @@ Images are never decoded or encoded here, no code that comes with a set is run, 
 without pickles are read.
 """
 
-import hashlib
+import functools
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.limits import MAX_BYTES
-from pipeline.runs import canonical
+from pipeline.set_columns import columns_of, kind_of
+from pipeline.set_source import (
+    HINT,
+    Columns,
+    OpenedSet,
+    Row,
+    SetName,
+    Sources,
+    identity_of,
+    kept,
+    texts_at,
+    unreadable,
+)
+from pipeline.tar_set import TarSet, tar_files
 
 if TYPE_CHECKING:
     from datasets import Features, IterableDataset
 
-FORMATS = ("parquet", "arrow", "imagefolder", "webdataset")
-_OF_SUFFIX = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-CAPTION_NAMES = (
-    *("caption", "captions", "text", "txt", "alt", "alt_text", "title", "description"),
-    *("sentence", "sentences", "raw", "prompt", "json.caption"),
-)
-"""Columns that are taken for the caption, in this order; of other names, the only one of strings."""
-
-ROW_REASONS = (
-    "no_image",
-    "too_many_bytes",
-    "elsewhere",  # the row names a file that is not one of the set
-    "unreadable",  # the file that it names cannot be read
-)
-"""Why a row has no image."""
-
+FORMATS = ("parquet", "arrow", "imagefolder")
+_OF_SUFFIX = {".parquet": "parquet", ".arrow": "arrow"}
 _BATCH = 100  # rows of a parquet file that are in memory at once
 
 
-@dataclass(frozen=True)
-class SetName:
-    """Which set is meant. path: a name on the hub, a folder, or files (a glob) of one format."""
-
-    path: str
-    subset: str = ""
-    split: str = "train"
-    revision: str = ""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where images and captions are. image: alternatives, of which a row has one."""
-
-    image: tuple[str, ...]
-    caption: tuple[str, ...]  # none where nothing looks like a caption; `a.b` is b of a struct
-    classes: tuple[str, ...]  # columns of class numbers, which are written as the classes' names
-
-
-@dataclass(frozen=True)
-class Sources:
-    """How many rows each piece that can be read by itself has; identity: what the set is now."""
-
-    counts: tuple[int, ...]
-    identity: str
-
-    @property
-    def rows(self) -> int:
-        return sum(self.counts)
-
-    def pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Which (source, first row, rows) make up the rows from start to stop of the whole set."""
-        found, before = [], 0
-        for source, count in enumerate(self.counts):
-            first, last = max(start, before), min(stop, before + count)
-            if first < last:
-                found.append((source, first - before, last - first))
-            before += count
-        return found
+def open_set(name: SetName) -> OpenedSet:
+    """A set by its name. Raises UserError where there is none, or none that can be read."""
+    if files := tar_files(name.path):
+        return TarSet(name, files)
+    return ImageTextSet(name)
 
 
 class ImageTextSet:
-    """An opened set. Raises UserError where there is none, or none that can be read."""
+    """An opened set that is not in tars. Raises UserError as `open_set`."""
 
     def __init__(self, name: SetName) -> None:
         self.name = name
@@ -89,26 +54,24 @@ class ImageTextSet:
         except UserError:
             raise
         except Exception as e:  # datasets and the stores below it raise whatever they like
-            raise _unreadable(name, e) from e
+            raise unreadable(name, e) from e
         self.features: Features = self._dataset.features
         if self.features is None:
-            raise UserError(f"DATASET={name.path} does not say what its columns are", _HINT)
+            raise UserError(f"DATASET={name.path} does not say what its columns are", HINT)
         for column, feature in self.features.items():
-            if _kind(feature) == "Image":
+            if kind_of(feature) == "Image":
                 self._dataset = self._dataset.cast_column(column, _undecoded())
         self.root = _root(name, self._builder)
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
-        """A hash of which files it has, and of what is known of their content without reading it."""
+        """A hash of which files it has, and of their content."""
         files = self._builder.config.data_files[self.name.split]
-        known = [[str(file) for file in files], files.origin_metadata]
-        return hashlib.sha256(canonical(known).encode()).hexdigest()
+        return identity_of([str(file) for file in files], files.origin_metadata)
 
     def columns(self, image: str = "", caption: str = "") -> Columns:
         """The columns to read, as given or by their types and names. Raises UserError."""
-        classes = [n for n, f in self.features.items() if _kind(f) == "ClassLabel"]
-        return Columns(self._images(image), self._captions(caption), tuple(classes))
+        return columns_of(self.features, self.name.path, image, caption)
 
     def sources(self, limit: int = 0) -> Sources:
         """Counts the rows, no further than `limit` asks: from footers where it is parquet, else by
@@ -131,14 +94,24 @@ class ImageTextSet:
             try:
                 row = next(rows, None)
             except Exception as e:
-                raise _unreadable(self.name, e) from e
+                raise unreadable(self.name, e) from e
             if row is None:
                 return
             yield row
 
-    def image_of(self, row: dict, columns: Columns) -> tuple[bytes, str]:
-        """The bytes of a row's image as they are stored, or why there are none: ROW_REASONS."""
-        held = next((row[name] for name in columns.image if row.get(name) is not None), None)
+    def read(self, row: dict, columns: Columns) -> Row:
+        """A row of `rows`, its image as it is stored."""
+        image, reason = self._image_of(row.get(columns.image))
+        texts = []
+        for name in columns.caption:
+            steps = [name] if name in row else name.split(".")
+            texts += texts_at(row, steps)
+        rest = {k: v for k, v in row.items() if k != columns.image and k not in columns.caption}
+        named = {k: self._named(k, v) if k in columns.classes else v for k, v in rest.items()}
+        return Row(image, reason, tuple(texts), told=kept(named))
+
+    def _image_of(self, held: object) -> tuple[bytes, str]:
+        """The bytes of an image as they are stored, or why there are none: ROW_REASONS."""
         if isinstance(held, bytes):
             return held, ""
         if not isinstance(held, dict):
@@ -149,68 +122,36 @@ class ImageTextSet:
 
     def _file(self, path: str) -> tuple[bytes, str]:
         """path: a file, or one in an archive as `zip://name::archive`; only of this set."""
-        inner, _, archive = path.rpartition("::")
-        place = archive if not storage.is_local(archive) else storage.absolute(archive)
-        outside = not self.root or not place.startswith(self.root) or ".." in place.split("/")
-        if outside or (inner and not inner.startswith("zip://")):
-            return b"", "elsewhere"
+        inner, _, outer = path.rpartition("::")
         try:
-            with storage.open_read(f"{inner}::{place}" if inner else place) as file:
-                data = file.read(MAX_BYTES + 1)
-        except (OSError, KeyError, ValueError):
+            place = "" if inner and not inner.startswith("zip://") else self._inside(outer)
+            if not place:
+                return b"", "elsewhere"
+            with storage.open_read(place) as file:
+                data = _zipped(file, inner.removeprefix("zip://")) if inner else _head(file)
+        except Exception:  # zip files and stores raise whatever they like
             return b"", "unreadable"
         return (b"", "too_many_bytes") if len(data) > MAX_BYTES else (data, "")
 
-    def class_name(self, column: str, value: object) -> object:
+    def _inside(self, path: str) -> str:
+        """Where a file of the set lies, "" for any other; OSError or ValueError where it is none."""
+        if not self.root or not storage.is_local(self.root):
+            known = bool(self.root) and path.startswith(self.root) and ".." not in path.split("/")
+            return path if known else ""
+        if not storage.is_local(path):
+            return ""
+        place = Path(self.root, path).resolve()  # through every link
+        if not place.is_relative_to(Path(self.root).resolve()):
+            return ""
+        if place.exists() and not place.is_file():  # reading a pipe would never end
+            raise OSError(f"{place} is no file")
+        return str(place)
+
+    def _named(self, column: str, value: object) -> object:
         """The name of a class for its number."""
         feature = self.features[column]
         known = isinstance(value, int) and 0 <= value < feature.num_classes
         return feature.int2str(value) if known else value
-
-    def _images(self, given: str) -> tuple[str, ...]:
-        if given:
-            self._require(given, "IMAGE_COL")
-            if _kind(self.features[given]) not in ("Image", "bytes"):
-                raise UserError(f"IMAGE_COL={given} holds no images", self._listing())
-            return (given,)
-        found = [n for n, f in self.features.items() if _kind(f) == "Image"]
-        found = found or [n for n, f in self.features.items() if _kind(f) == "bytes"]
-        if not found or (len(found) > 1 and self._builder.name != "webdataset"):
-            what = f"several columns of images: {', '.join(found)}" if found else "no images"
-            raise UserError(f"DATASET={self.name.path} has {what}", f"IMAGE_COL: {self._listing()}")
-        return tuple(found)
-
-    def _captions(self, given: str) -> tuple[str, ...]:
-        if given:
-            names = tuple(name.strip() for name in given.split(",") if name.strip())
-            for name in names:
-                self._require(name.split(".")[0], "CAPTION_COL")
-            return names
-        texts = {n for n, f in self.features.items() if _kind(f) in ("str", "list of str")}
-        texts |= {
-            f"{n}.{inner}"
-            for n, f in self.features.items()
-            if isinstance(f, dict)
-            for inner, g in f.items()
-            if _kind(g) == "str"
-        }
-        named = [name for name in CAPTION_NAMES if name in texts]
-        plain = [name for name in sorted(texts) if "." not in name and not name.startswith("__")]
-        if named:
-            return (named[0],)
-        if len(plain) > 1:
-            raise UserError(
-                f"DATASET={self.name.path}: none of its texts is called a caption",
-                f"CAPTION_COL: {self._listing()}",
-            )
-        return tuple(plain)
-
-    def _require(self, column: str, flag: str) -> None:
-        if column not in self.features:
-            raise UserError(f"{flag}={column} is no column of {self.name.path}", self._listing())
-
-    def _listing(self) -> str:
-        return "one of " + ", ".join(f"{n} ({_kind(f)})" for n, f in self.features.items())
 
     def _footers(self) -> list[int] | None:
         """Rows of every row group, where the sources are row groups."""
@@ -220,9 +161,6 @@ class ImageTextSet:
             files = self._builder.config.data_files[self.name.split]
             counts = [n for found in pool.map(_row_groups, map(str, files)) for n in found]
         return counts if len(counts) == self._dataset.num_shards else None
-
-
-_HINT = "a name on the hub, a folder of images with metadata, or parquet, arrow or .tar files"
 
 
 def _open(name: SetName) -> "tuple[IterableDataset, Any]":
@@ -240,7 +178,8 @@ def _open(name: SetName) -> "tuple[IterableDataset, Any]":
         options["revision"] = name.revision
     builder = load_dataset_builder(path, **options)
     if builder.name not in FORMATS:
-        raise UserError(f"DATASET={name.path} is of format {builder.name}", _HINT)
+        hint = "name its .tar files by a glob" if builder.name == "webdataset" else HINT
+        raise UserError(f"DATASET={name.path} is of format {builder.name}", hint)
     if builder.name == "parquet":
         options["batch_size"] = _BATCH
     files = builder.config.data_files or {}
@@ -252,11 +191,6 @@ def _open(name: SetName) -> "tuple[IterableDataset, Any]":
     return dataset.reshard(), builder
 
 
-def _unreadable(name: SetName, error: Exception) -> UserError:
-    why = " ".join(storage.scrub(f"{type(error).__name__}: {error}", name.path).split())[:300]
-    return UserError(f"DATASET={storage.public(name.path)} cannot be read: {why}", _HINT)
-
-
 def _root(name: SetName, builder: object) -> str:
     """Where the paths of rows may lead, "" for nowhere: what a stranger's row names is no permission."""
     if storage.is_local(name.path) and Path(name.path).expanduser().is_dir():
@@ -265,29 +199,20 @@ def _root(name: SetName, builder: object) -> str:
     return base.rstrip("/") + "/" if base.startswith("hf://") else ""
 
 
+def _head(file: IO[bytes]) -> bytes:
+    return file.read(MAX_BYTES + 1)
+
+
+def _zipped(file: IO[bytes], name: str) -> bytes:
+    """The beginning of a member of a zip file."""
+    with zipfile.ZipFile(file) as archive, archive.open(name) as member:
+        return _head(member)
+
+
 def _undecoded() -> object:
     from datasets import Image
 
     return Image(decode=False)
-
-
-def _kind(feature: object) -> str:
-    """What a column holds, in a word."""
-    from datasets import ClassLabel, Image, List, Value
-
-    if isinstance(feature, Image):
-        return "Image"
-    if isinstance(feature, ClassLabel):
-        return "ClassLabel"
-    if isinstance(feature, List):
-        return f"list of {_kind(feature.feature)}"
-    if isinstance(feature, dict):
-        held = {inner: _kind(f) for inner, f in feature.items()}
-        return "bytes" if held.get("bytes") == "bytes" else "struct"
-    if isinstance(feature, Value):
-        kinds = {"string": "str", "large_string": "str", "binary": "bytes", "large_binary": "bytes"}
-        return kinds.get(feature.dtype, feature.dtype)
-    return type(feature).__name__
 
 
 def _row_groups(url: str) -> list[int]:

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import commit, storage, tombstones
 from pipeline.keep_list import NOT_KEPT
@@ -31,6 +31,7 @@ from pipeline.reading import (
 from pipeline.reshard_plan import Plan
 from pipeline.runs import Run
 from pipeline.schemas import OK, RESHARDED
+from pipeline.shards_to_be import ShardsToBe
 from pipeline.writing import ShardWriter
 
 KIND = "shards"
@@ -44,66 +45,41 @@ _BLOCK_BYTES = 4 << 20  # read at once, where samples lie side by side
 _AHEAD, _THREADS = 16, 4  # blocks
 
 
-class ReshardWork:
+class ReshardWork(ShardsToBe):
     """A writer: a part of a plan becomes one shard.
 
-    As in `scenes.shards`, the work items are the shards that are to be. Members are copied byte by
-    byte under new keys. A sample keeps its uid: a training sample tells it in its `.json` already,
-    into which a raw sample's uid, source_shard and source_key are written.
+    Members are copied byte by byte under new keys. A sample keeps its uid: a training sample tells
+    it in its `.json` already, into which a raw sample's uid, source_shard and source_key are written.
+    BadShard where a source is not what was planned.
     """
+
+    schema = RESHARDED
 
     def __init__(self, plan: Plan, sources: Sequence[Shard], run: Run) -> None:
         self.plan = plan
         self.sources = {shard.name: shard for shard in sources}
         self.run = run
+        self._tombstones = storage.join(run.out, tombstones.FILE)
 
-    def planned(self) -> list[Shard]:
-        """The shards to write, all full but the last."""
-        return [
-            Shard(f"{number:05d}", self.run.file(f"{number:05d}.tar"), size=0, samples=count)
-            for number, count in enumerate(self.plan.counts)
-        ]
+    def counts(self) -> Sequence[int]:
+        """Samples of each shard."""
+        return self.plan.counts
 
-    def setup(self) -> None:
-        pass
+    def made_of(self) -> dict:
+        """The plan."""
+        return {"plan": self.plan.identity}
 
-    def done(self, shard: Shard) -> commit.Record | None:
-        """The record of a shard that is whole, and made of this plan."""
-        record = commit.read_stats_record(self.run, shard.name)
-        true = record and record.config_hash == self.run.config_hash
-        return record if true and record.inputs == self._inputs(shard) else None
-
-    def perform(self, shard: Shard, lost: frozenset[int]) -> commit.Record:
-        """Copies and commits one shard; BadShard where a source is not what was planned."""
-
-        def rows(writer: ShardWriter) -> Iterator[dict]:
-            for number, (place, members) in enumerate(self._copied(shard)):
-                key = f"{shard.name}{number:04d}"
-                yield self._write(key, place, members, number in lost, writer)
-
-        def record(table: pa.Table) -> commit.Record:
-            return commit.Record(
-                shard=shard.name,
-                config_hash=self.run.config_hash,
-                inputs=self._inputs(shard),
-                environment={},
-                counts={"samples": shard.samples, **commit.tally(table)},
-            )
-
-        return commit.write_shard(self.run, shard.name, RESHARDED, rows, record)
+    def written(self, shard: Shard, lost: frozenset[int], writer: ShardWriter) -> Iterator[dict]:
+        """A row of RESHARDED for each place of a part."""
+        for number, (place, members) in enumerate(self._copied(shard)):
+            key = f"{shard.name}{number:04d}"
+            yield self._write(key, place, members, number in lost, writer)
 
     def probe(self, shard: Shard, lost: frozenset[int], indices: range) -> None:
         """Goes through some samples of a shard and keeps nothing: does the process survive?"""
         for number, (place, members) in enumerate(self._copied(shard)):
             if number in indices and number not in lost:
                 sample_of(place["shard"], place["key"], members)
-
-    def failures(self, counts: dict) -> dict[str, int]:
-        """Reason -> samples."""
-        return dict(counts["reason"])
-
-    def _inputs(self, shard: Shard) -> dict:
-        return {"plan": self.plan.identity, "samples": shard.samples}
 
     def _copied(self, shard: Shard) -> Iterator[tuple[dict, dict[str, bytes]]]:
         """Each place of a part with the members that lie there, read ahead in runs."""
@@ -132,9 +108,21 @@ class ReshardWork:
     def _refused(self, place: dict, members: dict[str, bytes]) -> str:
         if any(len(suffix.encode("utf-8", "backslashreplace")) > MAX_SUFFIX for suffix in members):
             return BAD_MEMBER
-        buried = tombstones.at(self.sources[place["shard"]].tombstones)
-        sample = sample_of(place["shard"], place["key"], members) if buried else None
-        return tombstones.TAKEN_DOWN if sample and buried.bury(sample) else ""
+        for url in (self.sources[place["shard"]].tombstones, self._tombstones):
+            buried = tombstones.at(url)
+            if buried and buried.bury(sample_of(place["shard"], place["key"], members)):
+                return tombstones.TAKEN_DOWN
+        return ""
+
+
+def inherit_tombstones(out: str, to: str) -> None:
+    """Buries in one data folder what is buried in another, for the same reasons."""
+    url = storage.join(out, tombstones.FILE)
+    rows = pq.read_table(commit.in_memory(url)).to_pylist() if storage.exists(url) else []
+    for why in sorted({row["reason"] or "" for row in rows}):
+        of_it = [row for row in rows if (row["reason"] or "") == why]
+        columns = [frozenset(r[c] for r in of_it if r[c]) for c in ("uid", "sha256", "url_sha256")]
+        tombstones.add(to, tombstones.Tombstones(*columns), why)
 
 
 def _runs(places: Sequence[dict]) -> Iterator[list[dict]]:

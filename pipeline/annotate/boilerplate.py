@@ -8,19 +8,23 @@ alt texts of the web, of LAION and of permissively licensed sites.
 import re
 
 PRIMARILY = 0.5
-"""A text is boilerplate where this share of its letters and digits, or more, is."""
+"""A text is boilerplate where this share of its letters, or more, is."""
 
-# A text that has no other words than these and numbers names nothing.
+# A text that has no other words than these and numbers names nothing...
 _EMPTY = """
-alt avatar background banner blank button cover default favicon figure file graphic header hero
-home icon image images img jpeg jpg link loading logo logotype main menu n na none null of page
-photo photograph photos pic pics picture pictures placeholder png preview product profile screenshot
-site slide spacer text the thumb thumbnail title undefined unnamed untitled user web webp website an
-a my for bild bilder foto fotos imagem imagen photographie titelbild vorschau
+alt avatar blank default favicon img image images jpeg jpg loading logo logotype n na none null photo
+photograph photos pic pics picture pictures placeholder png spacer thumb thumbnail undefined unnamed
+untitled webp bild bilder foto fotos imagem imagen photographie titelbild vorschau
 """
 _EMPTY_WORDS = frozenset(_EMPTY.split())
-# Alone these are articles, not a caption without content.
-_FILLERS = frozenset(("a", "an", "the", "of", "my", "for", "main", "home"))
+# ... nor do two of these, or one with a number: alone, each may be what is to be seen.
+_PLACES = """
+background banner button cover figure file graphic header hero home icon link main menu page
+preview product profile screenshot site slide text title user web website
+"""
+_PLACE_WORDS = frozenset(_PLACES.split())
+_FILLERS = frozenset(("a", "an", "the", "of", "my", "for"))
+_ALL_EMPTY = _EMPTY_WORDS | _PLACE_WORDS | _FILLERS
 
 _MONTH = (
     r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
@@ -33,6 +37,12 @@ _DATE = (
     rf"|{_MONTH},? \d{{4}}|{_MONTH} {_DAY})"
     r"|\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{2,4}|(?:19|20)\d\d)"
     r"(?:(?: at|,)? \d{1,2}[:.]\d\d(?:[:.]\d\d)?(?: ?[ap]\.?m\.?)?)?"
+)
+# A word of a name, as it was written: with a capital, or an account's.
+_NAME = r"(?-i:@[\w.]{1,40}|[^\W\d_a-z\u00df-\u00ff][\w.'&-]{0,39})"
+_NAMES = (
+    r"(?!(?:the|a|an|my|our|your|his|her|all|night|day|hand)\b)"
+    rf"{_NAME}(?: (?:(?-i:van|von|de|der|di|da|la|and|&) ){{0,2}}{_NAME}){{0,2}}"
 )
 _PICTURE = r"(?:photo(?:graph)?|image|picture|pic|illustration|art(?:work)?|video)s?"
 _STOCK = (
@@ -50,11 +60,10 @@ _PHRASES = (
     # when and by whom
     r"(?:photographed|taken|captured|shot|uploaded|posted|published|created|added|updated)"
     rf" on (?:the )?{_DATE}",
-    rf"{_PICTURE} (?:by|courtesy (?:of)?|credits?:?|copyright|via|source:?)"
-    r"(?: [\w.'@&-]{1,40}){1,4}",
+    rf"(?P<kind>{_PICTURE} )(?:by|courtesy(?: of)?|credits?:?|copyright|via|source:?):? {_NAMES}",
     "all rights reserved",
     r"(?:copyright(?: ?©| ?\(c\)| (?=by |(?:19|20)\d\d))|©|\(c\) ?(?=(?:19|20)\d\d))"
-    rf"(?: ?{_DATE})?(?: ?[\w.'&-]{{1,40}}){{0,4}}",
+    rf"(?: ?{_DATE})?(?:(?: by)? ?{_NAMES})?",
     # where it is sold
     r"(?:royalty[ -]free|stock|rights[ -]managed|editorial|premium|free)"
     r"(?: (?:stock|vector|royalty[ -]free))?"
@@ -81,9 +90,9 @@ _PHRASES = (
     r"this image has an empty alt attribute|its file name is|(?:image|photo) may contain",
     r"image description|alt(?:ernative)? text",
     # where on the page it stands
-    rf"{_ON_A_PAGE} {_PICTURE}",
-    r"(?:company|site|website|brand|official|our|client|partner|sponsor|header|footer|main)"
-    r" (?:logo|icon)",
+    rf"(?P<place>{_ON_A_PAGE} {_PICTURE}"
+    r"|(?:company|site|website|brand|official|our|client|partner|sponsor|header|footer|main)"
+    r" (?:logo|icon))",
     r"thumbnail for version as of(?: [\w:,]{1,12}){1,5}|displaying|advertisement|sponsored",
     r"lorem ipsum(?: \w{1,14}){0,6}",
 )
@@ -101,14 +110,17 @@ thumbnail cover description caption title attribute file text logo icon displayi
 sponsored lorem
 """
 _TRIGGERS = frozenset(_WORDS.split())
-_BOILERPLATE = re.compile("|".join(rf"(?<!\w)(?:{p})(?!\w)" for p in _PHRASES))
+_BOILERPLATE = re.compile("|".join(rf"(?<!\w)(?:{p})(?!\w)" for p in _PHRASES), re.IGNORECASE)
+_IN_A_SENTENCE = re.compile(r"[\w'] \Z")
 
 
 def boilerplate_share(text: str, words: list[str]) -> float:
     """The share of a text's letters and digits that stand in stock phrases, 0 to 1.
 
     words: of the text. 1 where it consists of nothing but words for pictures, files and their
-    places on a page, and numbers.
+    places on a page, and numbers. The digits of a phrase, as of its date, count for neither side.
+    Where a noun belongs to the sentence it is no stock phrase: "a white background illustration"
+    has none, and of "An old photograph by Jane Roe" only the name is one.
     """
     lower = [word.lower() for word in words]
     if _names_nothing(lower):
@@ -116,20 +128,24 @@ def boilerplate_share(text: str, words: list[str]) -> float:
     if _TRIGGERS.isdisjoint(lower) and "\u00a9" not in text:
         return 0.0
     total = sum(map(len, words))
-    folded = " ".join(text.lower().split())
-    covered = sum(_alphanumeric(match[0]) for match in _BOILERPLATE.finditer(folded))
-    return min(1.0, covered / total) if total else 0.0
+    covered = 0
+    for found in _BOILERPLATE.finditer(" ".join(text.split())):
+        covered += _letters(found[0])
+        total -= sum(map(str.isnumeric, found[0]))
+        if noun := found["kind"] or found["place"]:
+            before = found.string[max(0, found.start() - 2) : found.start()]
+            covered -= _letters(noun) if _IN_A_SENTENCE.search(before) else 0
+    return min(1.0, covered / total) if total > 0 else 0.0
 
 
 def _names_nothing(words: list[str]) -> bool:
     others = [word for word in words if not word.isdigit()]
-    return (
-        len(others) <= 6
-        and bool(others)
-        and _EMPTY_WORDS.issuperset(others)
-        and not _FILLERS.issuperset(others)
-    )
+    if not others or len(others) > 6 or not _ALL_EMPTY.issuperset(others):
+        return False
+    places = sum(word in _PLACE_WORDS for word in others)
+    numbered = places and len(words) > len(others)
+    return bool(places > 1 or numbered or not _EMPTY_WORDS.isdisjoint(others))
 
 
-def _alphanumeric(text: str) -> int:
-    return sum(map(str.isalnum, text))
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text))

@@ -125,7 +125,8 @@ def head_of(
         head = make(tensors, metadata or {}, name, identity)
         _check(head)
     except (StopIteration, KeyError, ValueError) as error:
-        keys = ", ".join(f"{key} {tuple(t.shape)}" for key, t in list(tensors.items())[:16])
+        some = list(tensors.items())[:16]
+        keys = ", ".join(f"{' '.join(key.split())[:80]} {tuple(t.shape)}" for key, t in some)
         raise UserError(
             f"head {name} has no layout that is known: {keys or 'no tensors'}",
             "see pipeline/annotate/heads.py for those that are, and for how to describe your own",
@@ -135,6 +136,8 @@ def head_of(
 
 def _check(head: Head) -> None:
     """ValueError where the matrices do not fit each other, or hold what is no number."""
+    if any(layer.weight.ndim != 2 for layer in head.layers):
+        raise ValueError("no matrix")
     arrays = [a for layer in head.layers for a in (layer.weight, layer.bias)]
     arrays += [a for a in (head.mean, head.deviation) if a is not None]
     if not all(np.isfinite(a).all() for a in arrays):
@@ -144,7 +147,7 @@ def _check(head: Head) -> None:
         if given is not None and given.shape != (width,):
             raise ValueError("normalisation")
     for layer in head.layers:
-        if layer.weight.ndim != 2 or layer.weight.shape[1] != width:
+        if layer.weight.shape[1] != width:
             raise ValueError("chain")
         width = layer.weight.shape[0]
         if layer.bias.shape != (width,):

@@ -7,7 +7,6 @@ import pyarrow as pa
 from pipeline.annotate.aesthetic import embeddings_of
 from pipeline.annotate.blocklist import COLUMNS, Blocker, Blocklist, check_radii
 from pipeline.annotate.heads import Head, model_label, require_answer
-from pipeline.errors import UserError
 from pipeline.hashes import RELIABLE_QUALITY
 from pipeline.runs import canonical
 
@@ -26,6 +25,7 @@ class SafetyAnnotator:
     Exact hashes are those of the bytes in the shard, and of those that were fetched where its `.json`
     tells them, as a crawl's does.
 
+    With heads, clip_run must be given, with lists image_run; whoever asks for the stage sees to it.
     The lists' content is in memory and in pickles for the workers, never in config, log or output.
     """
 
@@ -51,7 +51,8 @@ class SafetyAnnotator:
         self._lists = tuple(blocklists)
         self._radius = check_radii(self._lists, radius or {})
         self._clip_run, self._image_run = clip_run, image_run
-        _require(self._heads, self._lists, clip_run, image_run)
+        for name, head in self._heads.items():
+            require_answer(head, "probability", f"{name.upper()}_HEAD")
         self.sources: dict[str, Sequence[str]] = {}
         if self._heads:
             self.sources[clip_run] = ("embedding",)
@@ -90,20 +91,3 @@ class SafetyAnnotator:
                 if match:
                     answer["blocked"], answer["blocked_distance"] = match
         return answers
-
-
-def _require(
-    heads: Mapping[str, Head], lists: Sequence[Blocklist], clip_run: str, image_run: str
-) -> None:
-    """UserError where there is nothing to do, or nothing to do it on."""
-    if not heads and not lists:
-        raise UserError(
-            "stage safety has nothing to look for",
-            "give NSFW_HEAD, WATERMARK_HEAD or BLOCKLISTS; none of them comes with the package",
-        )
-    for name, head in heads.items():
-        require_answer(head, "probability", f"{name.upper()}_HEAD")
-    if heads and not clip_run:
-        raise UserError("the heads of stage safety need embeddings", "ask for stage clip, too")
-    if lists and not image_run:
-        raise UserError("BLOCKLISTS needs the hashes of stage image", "ask for stage image, too")

@@ -14,7 +14,8 @@ from PIL import Image
 
 from captioner import Caption, DecodeSettings, load_captioner
 from captioner.captioner import image_bytes
-from captioner.coca import CocaCaptioner, split_text
+from captioner.chunks import split_text
+from captioner.coca import CocaCaptioner
 from captioner.tokens import ClipTokenizer, WordTokenizer
 from pipeline.errors import UserError
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from captioner.heads import load_head
+from captioner.heads import MAX_BYTES, load_head
 from pipeline.errors import UserError
 from tests.support.real import data
 
@@ -206,6 +207,74 @@ def test_nothing_in_a_file_is_run(tmp_path: Path):
     with pytest.raises(UserError, match="not a readable checkpoint"):
         load_head(str(tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
+
+
+def linear(**tensors: torch.Tensor) -> dict:
+    return {"weight": torch.ones(1, 8), "bias": torch.zeros(1)} | tensors
+
+
+def bomb(path: Path) -> None:
+    """A torch file whose members are small only while they are packed."""
+    torch.save(linear(), path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data/9", bytes(MAX_BYTES))
+
+
+ODD = {
+    "one_dimension": (linear(weight=torch.ones(8)), "no layout that is known: weight"),
+    "number": (linear(weight=torch.tensor(1.0)), "no layout that is known"),
+    "key": ({0: torch.ones(1, 8)}, "holds no state dict"),
+    "lines": ({"we\night": torch.ones(1, 8)}, "no layout that is known: we ight"),
+    "value": ({"weight": [1.0], "bias": torch.zeros(1)}, "holds no state dict"),
+    "sparse": (linear(weight=torch.ones(1, 8).to_sparse()), "weight is not dense"),
+    "meta": (linear(weight=torch.empty(1, 8, device="meta")), "weight is not dense"),
+    "complex": (linear(weight=torch.ones(1, 8, dtype=torch.complex64)), "is of torch.complex64"),
+    "integer": (linear(weight=torch.ones(1, 8, dtype=torch.int64)), "is of torch.int64"),
+    "huge": (linear(weight=torch.ones(1, 1).expand(1, 2**31)), "a head has at most"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("which", ODD)
+def test_odd_tensors_are_told_in_a_line(which: str, tmp_path: Path):
+    state, says = ODD[which]
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=says) as raised:
+        load_head(str(tmp_path / "odd.pth"))
+    assert "\n" not in raised.value.message
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello world",
+        b"<html>",
+        b"version https://git-lfs",
+        b"\x80\x02]q\x00(K\x01",
+        b"PK\x03\x04",
+    ],
+)
+def test_bytes_that_are_no_checkpoint_are_told_in_a_line(content: bytes, tmp_path: Path):
+    for name in ("x.pth", "x.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="not a readable checkpoint") as raised:
+            load_head(str(tmp_path / name))
+        assert "\n" not in raised.value.message
+
+
+def test_what_unpacks_to_more_than_a_head_is_told(tmp_path: Path):
+    bomb(tmp_path / "bomb.pth")
+    assert (tmp_path / "bomb.pth").stat().st_size < MAX_BYTES / 100
+    with pytest.raises(UserError, match="a head has at most"):
+        load_head(str(tmp_path / "bomb.pth"))
+
+
+def test_parameters_are_weights(tmp_path: Path):
+    weight = torch.full((1, 8), 0.5, requires_grad=True)
+    torch.save(linear(weight=weight, bias=nn.Parameter(torch.ones(1))), tmp_path / "h.pth")
+    assert load_head(str(tmp_path / "h.pth"))(np.eye(1, 8)).tolist() == [1.5]
 
 
 def test_files_that_are_no_heads_are_told(tmp_path: Path):

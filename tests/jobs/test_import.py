@@ -1,6 +1,8 @@
 """import: sets become data folders that every later step reads, the same however often killed."""
 
 import json
+import os
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -72,6 +74,18 @@ def test_a_rerun_does_nothing_and_says_what_it_found(made, dataset, capsys):
     assert "= 0 done now" in printed
     assert "34 in = 32 ok + 1 no_image + 1 not_an_image" in printed
     assert digest(made.parent) == before
+
+
+def test_a_set_that_was_touched_is_still_done(dataset, tmp_path, capsys):
+    path, out = tmp_path / "set", tmp_path / "out"
+    shutil.copytree(dataset, path)
+    assert main(arguments(path, out)) == 0
+    before = digest(out)
+    for file in path.iterdir():
+        os.utime(file, ns=(1, 1))
+    assert main(arguments(path, out)) == 0
+    assert "= 0 done now" in capsys.readouterr().out.split("shards\n")[-1]
+    assert digest(out) == before
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import webdataset
 
 from jobs.__main__ import main
-from pipeline import commit, manifest
+from pipeline import commit, manifest, tombstones
 from pipeline.reading import read_samples
 from pipeline.schemas import KEEP, table_of
 from tests.support.killed import kill_at
@@ -71,6 +71,21 @@ def test_of_a_keep_list_into_the_folder_of_its_name(out, capsys):
         s.uid for shard in manifest.load(str(out)) for s in read_samples(shard) if s.index % 2 == 0
     ]
     assert uids(out / "reshard/second") == kept
+
+
+def test_what_was_taken_down_is_not_moved_and_does_not_come_back(tmp_path, capsys):
+    data, to = tmp_path / "out", tmp_path / "to"
+    manifest.register(str(data), [write_tar(data / "shards/00000.tar", pairs(10))])
+    all_of_them = uids(data)
+    buried = tombstones.Tombstones(uids=frozenset(all_of_them[:2]))
+    tombstones.add(str(data), buried, "asked")
+    assert main(arguments(data, to)) == 0
+    assert "10 in = 8 ok + 2 taken_down" in capsys.readouterr().out
+    assert uids(to) == all_of_them[2:]
+    assert tombstones.load(str(to)) == tombstones.load(str(data))
+    before = digest(to)
+    assert main(arguments(data, to)) == 0
+    assert digest(to) == before
 
 
 @pytest.mark.parametrize(

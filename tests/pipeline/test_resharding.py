@@ -6,6 +6,7 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import commit, manifest, tombstones
@@ -14,7 +15,15 @@ from pipeline.keep_list import KeepList
 from pipeline.manifest import Shard
 from pipeline.reading import BadShard, is_moved, read_samples
 from pipeline.reshard_plan import MAX_SAMPLE_BYTES, PLACES_KIND, PlacesStage, make_plan
-from pipeline.resharding import KIND, MAX_SUFFIX, REASONS, ReshardWork, _parsed, _runs
+from pipeline.resharding import (
+    KIND,
+    MAX_SUFFIX,
+    REASONS,
+    ReshardWork,
+    _parsed,
+    _runs,
+    inherit_tombstones,
+)
 from pipeline.runs import Run
 from pipeline.samples import Sample, uid_of
 from pipeline.schemas import KEEP, PLACES, RESHARDED, table_of
@@ -259,6 +268,27 @@ def test_what_is_taken_down_between_plan_and_copy_stays_out(sources, tmp_path, o
     assert [s.uid for part in found for s in part] == list(originals(sources))
     rows = commit.read_sidecar(work.run.file("00000.parquet")).to_pylist()
     assert Counter(r["reason"] for r in rows) == {None: 6, "taken_down": 2}
+
+
+def test_what_is_buried_is_not_moved_and_stays_buried(sources, tmp_path, out):
+    uids = list(originals(sources))
+    to = str(tmp_path / "to")
+    tombstones.add(out, tombstones.Tombstones(uids=frozenset(uids[:2])), "asked")
+    tombstones.add(out, tombstones.Tombstones(sha256s=frozenset(("ab" * 32,))), "law")
+    tombstones.add(to, tombstones.Tombstones(uids=frozenset(uids[2:3])), "before")
+    inherit_tombstones(out, to)
+    inherit_tombstones(out, to)
+    inherit_tombstones(str(tmp_path / "nothing"), to)
+    assert tombstones.load(out) <= tombstones.load(to)
+    rows = pq.read_table(f"{to}/{tombstones.FILE}").to_pylist()
+    assert Counter(row["reason"] for row in rows) == {"asked": 2, "law": 1, "before": 1}
+    work = work_of(sources, to)
+    moved = [s for part in write(work) for s in part]
+    assert [s.uid for s in moved] == uids[3:]
+    places = commit.read_sidecar(places_run(to).file("00000.parquet")).to_pylist()
+    assert [r["reason"] for r in places[:3]] == ["taken_down", "taken_down", None]
+    rows = commit.read_sidecar(work.run.file("00000.parquet")).to_pylist()
+    assert [r["reason"] for r in rows[:2]] == ["taken_down", None]
 
 
 def test_a_sample_that_killed_its_worker_only_has_a_row(sources, tmp_path):

@@ -21,6 +21,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from captioner import load
+from captioner.chunks import (
+    LIMITS,
+    MAX_CHARACTERS,
+    MAX_CHUNKS,
+    MAX_WORD,
+    bounded,
+    chunk_features,
+)
 from captioner.encoder import clip_annotator
 from captioner.scorer import (
     OpenClipScorer,
@@ -166,6 +174,54 @@ def test_a_long_text_is_compared_to_its_end(small: str):
     assert short["similarity"] == pytest.approx(short["similarity_min"])
     assert long["similarity"] != pytest.approx(longer["similarity"], abs=1e-4)
     assert longer["similarity_min"] < longer["similarity"]
+
+
+HOSTILE = {
+    "letters": "".join(chr(97 + i * i % 26) for i in range(60_000)),
+    "digits": "1 " * 32_000,
+    "emoji": "\U0001f600" * 16_000,
+    "cjk": "\u4e00\u53ea\u68d5\u8272" * 5_000,
+    "spaces": " " * 65_000,
+    "entities": "&#32;" * 13_000,
+}
+
+
+@pytest.mark.parametrize("which", HOSTILE)
+def test_of_an_absurd_text_a_part_is_looked_at(small: str, which: str):
+    text = HOSTILE[which]
+    scorer = load_scorer(small)
+    features, owners = scorer._chunk_features([text, "a dog"])
+    assert len(features) <= MAX_CHUNKS + 1
+    assert owners.tolist() == [0] * (len(features) - 1) + [1]
+    assert torch.isfinite(features).all()
+    longest = max(map(len, bounded(text).split()), default=0)
+    assert (len(bounded(text)) <= 1.01 * MAX_CHARACTERS, longest <= MAX_WORD) == (True, True)
+    (known, _), _ = scorer.similarities(features[:2].numpy(), [text, "a dog"])
+    (same, _), _ = scorer.similarities(features[:2].numpy(), [text + "more words", "a dog"])
+    assert known == same
+
+
+def test_texts_of_ordinary_length_are_left_alone():
+    for text in ("", "  a dog ", "a\n b", LONG, "w" * MAX_WORD, ("x" * MAX_WORD + " ") * 3):
+        assert bounded(text) == text
+
+
+def test_chunks_are_encoded_a_few_at_a_time():
+    sizes = []
+
+    def encode(chunks: list[str]) -> torch.Tensor:
+        sizes.append(len(chunks))
+        return torch.tensor([[float(chunk)] for chunk in chunks])
+
+    texts = [" ".join(map(str, range(i % 17))) or "7" for i in range(100)]
+    features, owners = chunk_features(texts, str.split, encode)
+    assert [str(int(f)) for f in features[:, 0]] == [w for text in texts for w in text.split()]
+    assert owners.tolist() == [i for i, text in enumerate(texts) for _ in text.split()]
+    assert len(sizes) > 2 and max(sizes) <= 256
+
+
+def test_the_limits_of_texts_are_part_of_the_settings(small: str):
+    assert clip_annotator(small).config["text_limits"] == LIMITS
 
 
 def test_the_captioners_own_towers_encode():

@@ -239,6 +239,8 @@ def test_patterns_are_not_seen_everywhere(kind, text):
             "Company logo",
         ),
         *("This image has an empty alt attribute", "Opens in a new window", "Photo by Jane Roe"),
+        *("photo by @jane.roe", "Photo courtesy of Jane van der Roe", "PHOTO BY JANE ROE"),
+        *("Home page", "Banner image", "Page 7", "a picture", "Coast, photo by Jane Roe"),
     ],
 )
 def test_boilerplate(annotator, text):
@@ -263,6 +265,21 @@ def test_boilerplate(annotator, text):
         ),
         *("Two men share a photograph of a boat with their children",),
         "A view of more hills under the sky",
+        # What follows `by` is a name only where it is written as one.
+        *(
+            "photo by the sea at night",
+            "Photo By The Sea",
+            "Art by the river bank",
+            "Photo by night",
+        ),
+        *(
+            "copyright 2010 red car on road",
+            "safari living room picture by andrej2249 for interior",
+        ),
+        *("Cold Water Surfing, Iceland Photograph by Chris Burkard", "a drawing, art by a child"),
+        # One noun may be what is to be seen.
+        *("a button", "The banner", "Cover", "User", "a green button"),
+        *("old women on a white background illustration", "Metro 2033 XB360 Cover Art"),
     ],
 )
 def test_captions_are_no_boilerplate(text):
@@ -275,6 +292,20 @@ def test_what_a_stock_agency_adds_counts_by_its_share():
     assert share == pytest.approx(len("RoyaltyFreeStockImage") / sum(map(str.isalnum, text)))
 
 
+@pytest.mark.parametrize(
+    ("text", "stock"),
+    [
+        ("Sunset over a lake. Photo by Jane Roe on the beach", "PhotobyJaneRoe"),
+        ("An old photograph by Jane Roe", "byJaneRoe"),
+        ("Red barn \u00a9 2012 Jane Roe of Iowa", "JaneRoe"),
+    ],
+)
+def test_of_a_credit_only_the_credit_counts(text, stock):
+    digits = sum(map(str.isdigit, text))
+    expected = len(stock) / (sum(map(str.isalnum, text)) - digits)
+    assert boilerplate_share(text, words_of(text)) == pytest.approx(expected)
+
+
 HOSTILE = """
 import sys
 from pipeline.annotate.text import TextAnnotator
@@ -284,7 +315,7 @@ parts = [
     "a", "a ", "a-", "a_", "a.", "a@", "@a.", ".a@", "1", "1 ", "1-", "0 1", "01 23 ", "+1 ", "(", "+1(",
     "(202) ", "tel: ", "www.", "http://", "a.com.", ".com", "com.com-", ".jpg", "IMG_", "IMG_1", "'", "a'",
     "\\u0301", "a\\u0301", "\\u200d", "a\\u200d'", "\\u202e", "\\x00", "\\x07", "\\u00a9", "\\u00a9 ", "\\u4e2d",
-    "\\u0e27\\u0e34", "\\U0001f600", "\\u0130", "copyright ", "copyright \\u00a9", "photo by ", "photo by a ",
+    "\\u0e27\\u0e34", "\\U0001f600", "\\u0130", "copyright ", "copyright \\u00a9", "Photo by A ", "Photo by Van ", "\\u00a9 A", "photo by ", "photo by a ",
     "click the ", "click to view ", "no image ", "image is ", "stock ", "free ", "lorem ipsum ", "a lorem ipsum ",
     "photographed on ", "photographed on may 1 ", "thumbnail for version as of ", "royalty-free ", "of ",
     "view the full size image ", "image", "\\n", "\\t ", "\\u3000", "A", "Aa ", "9-9.", "0049-", "-", "--a",
