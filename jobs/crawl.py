@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -143,7 +143,10 @@ def crawl(
     config = settled(config)
     work = work_of(config, run, planned)
     shards = work.planned() if shards is None else shards
-    summary = execute(work, run, shards, config, threads=config.threads, gpu=False)
+    with closing(work):
+        summary = execute(
+            work, run, shards, config, threads=config.threads, gpu=False, watched=True
+        )
     if not config.dry_run:
         register_written(run, summary)
         _say_quarantine(run, summary)

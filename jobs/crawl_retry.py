@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from jobs.crawl import Fetching, alone, crawl, settled, work_of
 from jobs.job import say
+from jobs.planned import register_written
 
 if TYPE_CHECKING:
     from jobs.runner import Summary
@@ -39,8 +40,10 @@ def _retry(config: CrawlRetry, run: "Run") -> "Summary | None":
     if planned is None:
         raise UserError(f"OUT={run.out}: its crawl is not even planned", "make crawl first")
     work = work_of(settled(config), run, planned)
-    done = find_done(work, work.planned()).records
-    missing = [shard for shard in work.planned() if shard.name not in done]
+    done = find_done(work, work.planned())
+    if not config.dry_run:
+        register_written(run, done)  # which a killed command could not
+    missing = [shard for shard in work.planned() if shard.name not in done.records]
     if missing:
         say(f"{len(missing)} shards are not written yet; they come first")
         return crawl(config, run, planned, missing)

@@ -66,10 +66,12 @@ def execute(
     *,
     threads: int,
     gpu: bool,
+    watched: bool = False,
 ) -> "Summary":
     """Does what is left to do of a run, prints its accounting, and returns its summary.
 
-    run: several, all of one kind, where the work writes to all of them at once.
+    run: several, all of one kind, where the work writes to all of them at once. watched: the work
+    itself stops where most samples fail.
     """
     from jobs import accounting
     from jobs.progress import Progress
@@ -100,16 +102,23 @@ def execute(
         start = time.monotonic()
         executor = _executor(work, how, threads, gpu, len(shards) - summary.reused)
         runner = Runner(
-            shards, executor, summary=summary, max_failed=how.max_failed, report=progress
+            shards,
+            executor,
+            summary=summary,
+            max_failed=how.max_failed,
+            watched=watched,
+            report=progress,
         )
         try:
             with _interruptible():
                 runner.run()
         except Systemic as e:
-            folders = " and ".join(r.folder for r in together)
+            remedy = "run the same command again"
+            if e.written:
+                remedy = "delete " + " and ".join(r.folder for r in together)
             raise Stopped(
                 f"stopped after {len(summary.records)} of {summary.planned} shards: {e}; "
-                f"mend the cause and delete {folders}, or allow it with a higher --max-failed"
+                f"mend the cause and {remedy}, or allow it with a higher --max-failed"
             ) from None
         except KeyboardInterrupt:
             done, planned = len(summary.records), summary.planned

@@ -41,7 +41,14 @@ class Executor(Protocol):
 
 
 class Systemic(Exception):
-    """One reason fails most samples: going on would only spread the damage."""
+    """One cause fails most of it: going on would only spread the damage.
+
+    written: whether samples that failed by it stand in outputs, which count as done.
+    """
+
+    def __init__(self, message: str, *, written: bool = False) -> None:
+        super().__init__(message)
+        self.written = written
 
 
 class Summary:
@@ -56,13 +63,13 @@ class Summary:
         self.totals: dict[str, Counter[str]] = {}  # counted column -> value -> rows
         self.failing: Counter[str] = Counter()  # reason -> samples
         self.environments: Counter[str] = Counter()  # of the workers that wrote the shards
-        self._failures = failures
+        self.failures = failures  # of a record's counts: reason -> samples
 
     def add(self, record: Record) -> None:
         self.records[record.shard] = record
         self.samples += record.counts["samples"]
         self.environments[canonical(record.environment)] += 1
-        self.failing.update(self._failures(record.counts))
+        self.failing.update(self.failures(record.counts))
         for column, counts in record.counts.items():
             if isinstance(counts, dict):
                 self.totals.setdefault(column, Counter()).update(counts)
@@ -90,7 +97,10 @@ def find_done(work: Work, shards: Iterable[Shard]) -> Summary:
 
 
 class Runner:
-    """Drives one job. `summary` is true at every moment; `report` is called as it changes."""
+    """Drives one job. `summary` is true at every moment; `report` is called as it changes.
+
+    watched: the work itself stops where most samples fail.
+    """
 
     def __init__(
         self,
@@ -99,12 +109,16 @@ class Runner:
         *,
         summary: Summary,
         max_failed: float,
+        watched: bool = False,
         report: Callable[[Summary], None],
     ) -> None:
         self.summary = summary
         self._executor = executor
         self._max_failed = max_failed
+        self._watched = watched
         self._report = report
+        self._seen = 0  # samples of the shards that this job did
+        self._failing: Counter[str] = Counter()  # of these
         self._todo = deque(Task(s) for s in shards if s.name not in summary.records)
         self._errors: Counter[str] = Counter()
         self._deaths: Counter[str] = Counter()
@@ -159,10 +173,12 @@ class Runner:
 
     def _accept(self, record: Record) -> None:
         self.summary.add(record)
-        seen = self.summary.samples
-        reason, count = next(iter(self.summary.failing.most_common(1)), ("", 0))
-        if seen >= SYSTEMIC_AFTER and count > self._max_failed * seen:
-            raise Systemic(f"{count} of the first {seen} samples: {reason}")
+        self._seen += record.counts["samples"]
+        self._failing.update(self.summary.failures(record.counts))
+        reason, count = next(iter(self._failing.most_common(1)), ("", 0))
+        too_many = self._seen >= SYSTEMIC_AFTER and count > self._max_failed * self._seen
+        if too_many and not self._watched:
+            raise Systemic(f"{count} of the first {self._seen} samples: {reason}", written=True)
 
     def _narrow(self, task: Task, outcome: Outcome) -> None:
         name = task.shard.name

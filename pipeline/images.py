@@ -173,11 +173,13 @@ def _square_crop(data: bytes, size: int) -> np.ndarray:
 
 
 @refusing
-def training_jpeg(data: bytes, max_side: int = 0, check: bool = True) -> TrainingJpeg:
+def training_jpeg(
+    data: bytes, max_side: int = 0, check: bool = True, quality: int = JPEG_QUALITY
+) -> TrainingJpeg:
     """Make the bytes that a training shard holds: an upright RGB or grey JPEG; raises BadImage.
 
     An 8-bit JPEG with one or three components that needs no rotation keeps its bytes, less what
-    jpeg.strip drops. Anything else is encoded at JPEG_QUALITY without chroma subsampling, with its
+    jpeg.strip drops. Anything else is encoded at `quality` (0 to 100) without chroma subsampling, with its
     ICC profile where that is one for RGB or grey as the pixels are. Only where `max_side` > 0 and
     the longer side is above it, the image is resized. `check` proves that original bytes decode;
     leave it out only where decode() or square_crop() has already accepted them.
@@ -197,7 +199,7 @@ def training_jpeg(data: bytes, max_side: int = 0, check: bool = True) -> Trainin
             sides = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
             image = image.resize(sides, Image.Resampling.BICUBIC, reducing_gap=3.0)
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, icc_profile=icc)
+        image.save(file, "JPEG", quality=quality, subsampling=0, icc_profile=icc)
         return TrainingJpeg(file.getvalue(), *image.size, reencoded=True)
 
 

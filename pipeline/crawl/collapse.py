@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from urllib.parse import urlsplit
 
+from pipeline import storage
 from pipeline.crawl.resize import RESIZE_REASONS
 from pipeline.errors import UserError
 
@@ -10,7 +11,7 @@ WINDOW = 200
 """URLs that are looked at together; fewer prove nothing."""
 
 LEAST_HOSTS = 5
-"""In the middle of a shard: a list may name a few dead hosts many times in a row."""
+"""Of which they have to be: a list may name a few dead hosts many times in a row."""
 
 _NAMES = (
     "check that names resolve on this machine (resolv.conf, a resolver of its own such as knot)"
@@ -56,51 +57,80 @@ something of the list.
 """
 
 
+class Collapse(UserError):
+    """Nearly everything fails, for reasons on this side; what was written of it proves nothing."""
+
+
 class Watch:
-    """Sees how URLs end, in any order; `most` is the share of systemic failures that is borne."""
+    """Sees how URLs end, shard after shard; `most` is the share of systemic failures that is borne.
+
+    In the order of the list: those that end last are those that time out, and they would make any
+    list look bad at its end.
+    """
 
     def __init__(self, most: float) -> None:
         self._most = most
         self._recent: deque[tuple[str, str]] = deque(maxlen=WINDOW)  # reason, host
-        self._all: Counter[str] = Counter()
-        self._images: deque[str] = deque(maxlen=WINDOW)  # of those whose bytes came
+        self._images: deque[tuple[str, str]] = deque(maxlen=WINDOW)  # of those whose bytes came
+        self._unjudged: Counter[tuple[str, str]] = Counter()  # of shards too small by themselves
+        self._alive: set[str] = set()  # a few hosts that gave an image
         self._example: dict[str, tuple[str, str]] = {}
 
     def see(self, url: str, reason: str, message: str) -> None:
-        """Notes one; UserError where the last ones show that the crawl collapses."""
-        self._recent.append((reason, _host(url)))
-        self._all[reason] += 1
-        if not reason or reason in RESIZE_REASONS:
-            self._images.append(reason)
-        if reason not in SYSTEMIC:
-            return
-        self._example.setdefault(reason, (url, message))
-        ill = [host for why, host in self._recent if why in SYSTEMIC]
-        if self._too_many(len(ill), len(self._recent)) and len(set(ill)) >= LEAST_HOSTS:
-            raise self._error(Counter(why for why, _ in self._recent))
-        spoilt = sum(why in SYSTEMIC for why in self._images)
-        if self._too_many(spoilt, len(self._images)):
-            raise self._error(Counter(self._images))
+        """Notes the next one; Collapse where the last ones show that the crawl collapses."""
+        end = (reason, _host(url))
+        self._unjudged[end] += 1
+        if not reason and len(self._alive) <= LEAST_HOSTS:
+            self._alive.add(end[1])
+        if reason in SYSTEMIC:
+            self._example.setdefault(reason, (url, message))
+        if reason == "shard_deadline":
+            return  # from some moment on it ends all that is left, of a good list, too
+        self._recent.append(end)
+        if _has_bytes(reason):
+            self._images.append(end)
+        if reason in SYSTEMIC:
+            for last in (self._recent, self._images):
+                self._judge(Counter(last), anywhere=False)
 
     def end(self) -> None:
-        """The shard has no more: UserError where all of it shows the same."""
-        ill = sum(n for why, n in self._all.items() if why in SYSTEMIC)
-        if self._too_many(ill, self._all.total()):
-            raise self._error(self._all)
+        """The shard has no more: Collapse where all of it, and of small ones before, is the same."""
+        if self._unjudged.total() < WINDOW:
+            return
+        self._judge(self._unjudged, anywhere=True)
+        images = {end: n for end, n in self._unjudged.items() if _has_bytes(end[0])}
+        self._judge(Counter(images), anywhere=True)
+        self._unjudged.clear()
 
-    def _too_many(self, ill: int, seen: int) -> bool:
-        return seen >= WINDOW and ill > self._most * seen
+    def _judge(self, seen: Counter[tuple[str, str]], *, anywhere: bool) -> None:
+        """anywhere: few hosts are enough where no other one ever gave an image."""
+        total = seen.total()
+        ill = [(end, n) for end, n in seen.items() if end[0] in SYSTEMIC]
+        if total < WINDOW or sum(n for _, n in ill) <= self._most * total:
+            return
+        hosts = {host for (_, host), _ in ill}
+        if len(hosts) >= LEAST_HOSTS or (anywhere and self._alive <= hosts):
+            raise self._error(seen)
 
-    def _error(self, seen: Counter[str]) -> UserError:
-        ranked = sorted(seen.items(), key=lambda item: (-item[1], item[0]))
+    def _error(self, seen: Counter[tuple[str, str]]) -> Collapse:
+        reasons: Counter[str] = Counter()
+        for (why, _), n in seen.items():
+            reasons[why] += n
+        ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
         counts = ", ".join(f"{n} {why or 'ok'}" for why, n in ranked[:4])
         worst = next(why for why, _ in ranked if why in SYSTEMIC)
         url, message = self._example[worst]
         told = f": {message}" if message else ""
-        return UserError(
-            f"the crawl collapses: of {seen.total()} URLs {counts}; for example {url[:200]}{told}",
+        # Queries are signed, users have passwords.
+        shown = " ".join(storage.public(url.strip()).split())[:200]
+        return Collapse(
+            f"the crawl collapses: of {seen.total()} URLs {counts}; for example {shown}{told}",
             f"{_REMEDIES[worst]}; then run the same command again (--max-failed 1 goes on anyway)",
         )
+
+
+def _has_bytes(reason: str) -> bool:
+    return not reason or reason in RESIZE_REASONS
 
 
 def _host(url: str) -> str:

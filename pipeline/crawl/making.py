@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -91,6 +92,8 @@ class Maker:
             boxes = [[float(v) for v in box] for box in found or []]
         except (ValueError, TypeError) as e:
             raise NotResized("bad_boxes", f"{self.columns.boxes} cannot be read: {e}") from e
+        if not all(math.isfinite(side) for box in boxes for side in box):
+            raise NotResized("bad_boxes", f"{self.columns.boxes} has a side that is no number")
         if any(len(box) != 4 for box in boxes):
             raise NotResized("bad_boxes", f"{self.columns.boxes} has a box without four sides")
         return boxes

@@ -78,20 +78,23 @@ def make(
 
     A shard never holds rows of two files, so that shards have the numbers that img2dataset gives
     them. limit: only the first so many rows. Raises UserError where the folder was planned with
-    other settings, or from lists that had other content; the message names the first of them.
+    other settings, or from lists that had other content; the message names the first of them. A
+    plan that was never finished binds nobody.
     """
     storage.require_writable(folder_of(run))
     before = _load(run)
-    if before:
+    whole = before is not None and before["parts"] is not None
+    if whole:
         runs.refuse_other_config(run, before["config"])
     identities = _identities(lists, before["lists"] if before else [])
-    if before:
+    if whole:
         _refuse_other_lists(run, before["lists"], identities)
-        if before["parts"] is not None:
-            return _plan(run, before)
+        return _plan(run, before)
     record = {"config": run.config, "lists": identities, "parts": None}
     _save(run, record)  # before the first part, which is of these lists and of no others
     storage.remove_temporaries(folder_of(run))
+    for left in storage.list_files(folder_of(run), ".parquet"):
+        storage.remove(left)  # perhaps of other lists
     schema = part_schema(columns, lists)
     tables = cut(lists, columns, schema, shard_size, limit)
     parts = [_commit_part(run, f"{i:05d}", table) for i, table in enumerate(tables)]
@@ -139,7 +142,8 @@ def cut(
             return
         waiting: list[pa.RecordBatch] = []
         for batch in found.batches(columns.read):
-            rows = normalised(batch, columns, schema)
+            with found.reading():
+                rows = normalised(batch, columns, schema)
             rows = rows.slice(0, int(min(left, rows.num_rows)))
             left -= rows.num_rows
             waiting.append(rows)

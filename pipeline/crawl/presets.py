@@ -110,6 +110,11 @@ def _require_there(columns: Columns, name: str, names: list[str]) -> None:
                 f"{flag}={column}: {name} has no such column; it has: {', '.join(names) or 'none'}",
                 f"name one of them, or a PRESET: {', '.join(PRESETS)}",
             )
+        if names.count(column) > 1:
+            raise UserError(
+                f"{flag}={column}: {name} has {names.count(column)} columns of that name",
+                "rename them in the list",
+            )
 
 
 def _require_free(columns: Columns) -> None:

@@ -21,13 +21,12 @@ def url_of(run: Run, shard: str) -> str:
 
 
 class Quarantine:
-    """Takes what does not belong into the shard; `size` is that of its tar, 0 where there is none."""
+    """Takes what does not belong into the shard; what people do with it later is theirs."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._stack = ExitStack()
         self._writer: ShardWriter | None = None
-        self.size = 0
 
     def add(self, key: str, data: bytes, told: dict) -> None:
         """The bytes as they were fetched (`.bin`: nobody decoded them), and why they are here."""
@@ -43,15 +42,3 @@ class Quarantine:
             yield self
         if self._writer is None:
             storage.remove(self._url)
-        else:
-            self.size = self._writer.size
-
-
-def is_there(run: Run, shard: str, size: int) -> bool:
-    """Whether the quarantine of a shard is whole."""
-    if not size:
-        return True
-    try:
-        return storage.fingerprint(url_of(run, shard)).size == size
-    except OSError:
-        return False

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import math
 import os
 import random
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 from pipeline import images
 from pipeline.errors import UserError
 from pipeline.images import BadImage, ImageInfo
-from pipeline.limits import room
+from pipeline.limits import MAX_SIDE, room
 
 RESIZE_REASONS = (
     *images.IMAGE_REASONS,
@@ -37,6 +38,7 @@ MAX_AREA = 50_000_000
 """Pixels: a worker stays below 1 GB on the worst picture of this size."""
 
 _RESIZE_BYTES = 9  # per pixel: as decoded, as the resizer reads it, and as it holds it
+_MAX_SIDES = {"jpg": MAX_SIDE, "png": MAX_SIDE, "webp": 16_383}  # that encoders write
 _TRANSFORMS = ("SmallestMaxSize", "LongestMaxSize", "CenterCrop", "PadIfNeeded")
 _REMEDY = "pip install 'recaption[crawl]' (Python 3.11 or 3.12)"
 
@@ -117,9 +119,10 @@ class Imaging:
             info = images.probe(data)
             self._check(info)
             if not boxes and self._keeps_size(info) and self.settings.encode_format == "jpg":
-                jpeg = images.training_jpeg(data)
+                jpeg = images.training_jpeg(data, quality=self.settings.encode_quality)
                 return Resized(jpeg.data, jpeg.width, jpeg.height, info.width, info.height)
-            with room(info.width * info.height * _RESIZE_BYTES):  # large ones take turns
+            largest = max(info.width * info.height, math.prod(self._resized(info)))
+            with room(largest * _RESIZE_BYTES):  # large ones take turns
                 pixels = images.decode(data)
                 if info.mode in ("1", "L"):
                     pixels = np.ascontiguousarray(pixels[..., :1])  # grey stays grey
@@ -131,7 +134,11 @@ class Imaging:
             raise NotResized(e.reason, str(e)) from None
 
     def _check(self, info: ImageInfo) -> None:
-        """By the header alone, with the messages that img2dataset gives."""
+        """By the header alone, with the messages that img2dataset gives.
+
+        Of the picture as it comes, and as the resizer enlarges it: of one that is a single pixel
+        wide it would make a monster.
+        """
         settings, sides = self.settings, (info.width, info.height)
         if min(sides) < settings.min_size:
             raise NotResized("too_small", "image too small")
@@ -139,13 +146,33 @@ class Imaging:
             raise NotResized("area_too_large", "image area too large")
         if settings.max_aspect_ratio and max(sides) > settings.max_aspect_ratio * min(sides):
             raise NotResized("aspect_ratio_too_large", "aspect ratio too large")
+        larger = self._resized(info)
+        if math.prod(larger) > max(MAX_AREA, settings.max_area):
+            raise NotResized("area_too_large", "image area too large")
+        crops = settings.mode == "center_crop" and not self._keeps_size(info)
+        if not crops and max(larger) > _MAX_SIDES[settings.encode_format]:
+            raise NotResized("aspect_ratio_too_large", "aspect ratio too large")
+
+    def _resized(self, info: ImageInfo) -> tuple[int, int]:
+        """Sides of what the resizer makes, before it crops."""
+        settings, sides = self.settings, (info.width, info.height)
+        if self._keeps_size(info):
+            return sides
+        if settings.mode == "border":
+            return settings.size, settings.size
+        side = self._measured(info)
+        return round(sides[0] * settings.size / side), round(sides[1] * settings.size / side)
 
     def _keeps_size(self, info: ImageInfo) -> bool:
-        settings, sides = self.settings, (info.width, info.height)
+        settings = self.settings
         if settings.mode == "no":
             return True
-        side = min(sides) if settings.mode in ("keep_ratio", "center_crop") else max(sides)
-        return settings.only_if_bigger and side <= settings.size
+        return settings.only_if_bigger and self._measured(info) <= settings.size
+
+    def _measured(self, info: ImageInfo) -> int:
+        """The side that becomes `size`."""
+        cuts = self.settings.mode in ("keep_ratio", "center_crop")
+        return (min if cuts else max)(info.width, info.height)
 
     def _resize(self, stream: "_Pixels", shape: tuple[int, ...], boxes: list | None) -> Resized:
         height, width = shape[:2]

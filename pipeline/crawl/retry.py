@@ -22,7 +22,7 @@ _QUERY = """
 WITH attempts AS (
     SELECT key, reason, retry_of,
            coalesce(retry_of, left(key, length(key) - $digits) || '/' || key) AS root
-    FROM read_parquet($files)
+    FROM read_parquet($files, hive_partitioning = false)
 )
 SELECT key, root FROM attempts a
 WHERE list_contains($may_pass, reason) AND NOT EXISTS (

@@ -1,11 +1,11 @@
 """URL lists in the formats that img2dataset reads, streamed: no list is ever whole in memory."""
 
-import csv
 import gzip
 import io
 import itertools
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,14 @@ SUFFIXES = tuple(f".{f}{gz}" for f in FORMATS for gz in ("", ".gz") if f != "par
 
 BATCH_ROWS = 10_000
 _BLOCK_BYTES = 1 << 18  # Arrow reads 32 of them ahead of a csv, in which a row must fit into one
+_HEADER_BYTES = 1 << 13
 _MAX_LINE_CHARS = 1 << 20
+_MAX_COLUMNS = 4096
+_AS_BYTES = {f"f{place}": pa.binary() for place in range(_MAX_COLUMNS)}
+_UNREADABLE = (
+    *(OSError, EOFError, zlib.error, ValueError, RecursionError, MemoryError),
+    *(pa.ArrowException, OverflowError),
+)
 _SEEN_ROWS = 1000  # of a JSON file, whose rows may differ, to learn its columns from
 
 Batch = dict[str, pa.Array | list]
@@ -79,18 +86,18 @@ class UrlList:
         """Names and types of the columns of a parquet file; None for others."""
         if self.format != "parquet":
             return None
-        with self._reading(), self._bytes() as file:
+        with self.reading(), self._bytes() as file:
             return pq.read_schema(file)
 
     def columns(self) -> list[str]:
         """Names of its columns; of JSON those of the first rows."""
-        with self._reading():
+        with self.reading():
             if self.format == "parquet":
                 return self.schema().names
             if self.format == "txt":
                 return ["url"]
             if self.format in ("csv", "tsv"):
-                return list(self.header) or self._first_row()
+                return list(self.header) or _texts(self._csv_header())
             some = itertools.islice(self._json_rows(), _SEEN_ROWS)
             return list(dict.fromkeys(name for row in some for name in row))
 
@@ -99,7 +106,7 @@ class UrlList:
 
         A column that it lacks is null. Empty lines of a txt file are no rows.
         """
-        with self._reading():
+        with self.reading():
             if self.format == "parquet":
                 yield from self._parquet(columns)
             elif self.format in ("csv", "tsv"):
@@ -112,12 +119,19 @@ class UrlList:
                 for some in _grouped(self._json_rows()):
                     yield {c: [row.get(c) for row in some] for c in columns}
 
-    def num_rows(self) -> int | None:
-        """How many there are, where that can be told without reading it."""
-        if self.format != "parquet":
-            return None
-        with self._reading(), self._bytes() as file:
-            return pq.read_metadata(file).num_rows
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Whatever goes wrong with what is read, said in one line as UserError."""
+        try:
+            yield
+        except FileNotFoundError as e:
+            raise UserError(f"URLS: {self.name} does not exist", "check the path or pattern") from e
+        except _UNREADABLE as e:
+            why = " ".join(storage.scrub(str(e), self.url).split())[:300]
+            raise UserError(
+                f"URLS: {self.name} cannot be read as {self.format}: {why}",
+                "mend the list, or give its LIST_FORMAT",
+            ) from e
 
     # --- how each format is read -------------------------------------------------------------
 
@@ -132,34 +146,52 @@ class UrlList:
 
     def _csv(self, columns: Sequence[str]) -> Iterator[Batch]:
         names = self.columns()
-        there = [c for c in columns if c in names]
+        there = {c: f"f{names.index(c)}" for c in columns if c in names}
+        # A file may begin with the header that was given for those that do not.
+        skip = not self.header or _texts(self._csv_header()) == names
+        for batch in self._csv_batches(list(there.values())):
+            if skip and batch.num_rows:
+                batch, skip = batch.slice(1), False
+            found = {c: decoded(batch.column(place)) for c, place in there.items()}
+            yield {c: found.get(c, pa.nulls(batch.num_rows)) for c in columns}
+
+    def _csv_header(self) -> list[bytes]:
+        """The first row; a larger piece of the file is read only where that takes it."""
+        try:
+            return self._csv_first(_HEADER_BYTES)
+        except pa.ArrowInvalid:
+            return self._csv_first(_BLOCK_BYTES)
+
+    def _csv_first(self, block_bytes: int) -> list[bytes]:
+        for batch in self._csv_batches(None, block_bytes):
+            for row in batch.slice(0, 1).to_pylist():
+                if len(row) > _MAX_COLUMNS:
+                    raise ValueError(f"it has more than {_MAX_COLUMNS} columns")
+                return list(row.values())
+        return []
+
+    def _csv_batches(
+        self, places: list[str] | None, block_bytes: int = _BLOCK_BYTES
+    ) -> Iterator[pa.RecordBatch]:
+        """All rows, the header too, of the columns f0, f1, ... (None: all), as bytes.
+
+        Bytes, since one name in another encoding is no reason to refuse the list.
+        """
+        # A table without a header comes from a program that knew no quoting either, if it has tabs.
+        bare = bool(self.header) and self.format == "tsv"
         with self._bytes() as file:
-            reader = pa_csv.open_csv(
+            yield from pa_csv.open_csv(
                 file,
                 pa_csv.ReadOptions(
-                    use_threads=False,
-                    block_size=_BLOCK_BYTES,
-                    column_names=names,
-                    skip_rows=0 if self.header else 1,
+                    use_threads=False, block_size=block_bytes, autogenerate_column_names=True
                 ),
                 pa_csv.ParseOptions(
                     delimiter="\t" if self.format == "tsv" else ",",
-                    # A table without a header comes from a program that knew no quoting either.
-                    quote_char=False if self.header else '"',
-                    newlines_in_values=not self.header,
+                    quote_char=False if bare else '"',
+                    newlines_in_values=not bare,
                 ),
-                # Bytes, since one name in another encoding is no reason to refuse the list.
-                pa_csv.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.binary()), include_columns=there
-                ),
+                pa_csv.ConvertOptions(column_types=_AS_BYTES, include_columns=places),
             )
-            for batch in reader:
-                texts = {c: _decoded(batch.column(c)) for c in there}
-                yield {c: texts.get(c, pa.nulls(batch.num_rows)) for c in columns}
-
-    def _first_row(self) -> list[str]:
-        line = next(self._lines(), "").rstrip("\r\n")
-        return next(csv.reader([line], delimiter="\t" if self.format == "tsv" else ","), [])
 
     def _json_rows(self) -> Iterator[dict]:
         if self.format == "json":
@@ -189,32 +221,24 @@ class UrlList:
         with self._bytes_opened() as file:
             yield file
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Whatever goes wrong while reading, said in one line."""
-        try:
-            yield
-        except FileNotFoundError as e:
-            raise UserError(f"URLS: {self.name} does not exist", "check the path or pattern") from e
-        except (OSError, EOFError, ValueError, RecursionError, pa.ArrowException, MemoryError) as e:
-            why = " ".join(storage.scrub(str(e), self.url).split())[:300]
-            raise UserError(
-                f"URLS: {self.name} cannot be read as {self.format}: {why}",
-                "mend the list, or give its LIST_FORMAT",
-            ) from e
-
 
 def _text(file: IO[bytes]) -> IO[str]:
     """UTF-8, with or without a mark of it; what is none becomes a replacement character."""
-    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="\n")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace")
 
 
-def _decoded(column: pa.Array) -> pa.Array:
+def decoded(column: pa.Array) -> pa.Array:
+    """Bytes, or a text that may be none, as text; what is no UTF-8 becomes replacement characters."""
     try:
-        return column.cast(pa.string())
+        text = column.cast(pa.string())
+        text.validate(full=True)
     except pa.ArrowInvalid:
-        raw = column.to_pylist()
-        return pa.array([None if v is None else v.decode("utf-8", "replace") for v in raw])
+        return pa.array(_texts(column.cast(pa.binary()).to_pylist()), pa.string())
+    return text
+
+
+def _texts(raw: Sequence[bytes | None]) -> list[str | None]:
+    return [None if value is None else value.decode("utf-8", "replace") for value in raw]
 
 
 def _grouped(rows: Iterator) -> Iterator[list]:

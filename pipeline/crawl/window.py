@@ -1,9 +1,12 @@
 """Samples that are ready before their turn: kept in order, in little memory, the rest in a file."""
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Generic, TypeVar
+
+from pipeline import storage
 
 T = TypeVar("T")
 
@@ -32,16 +35,20 @@ class Window(Generic[T]):
         self._end = 0
 
     def put(self, index: int, told: T, data: bytes) -> None:
-        """Each index once."""
+        """Each index once; UserError where that machine has no space for the file."""
         assert index >= self._next and index not in self._waiting, index
         if index == self._next or not data or self._held + len(data) <= self._limit:
             self._held += len(data)
             self._waiting[index] = _Waiting(told, data)
             return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        self._file.seek(self._end)
-        self._file.write(data)
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115
+            self._file.seek(self._end)
+            self._file.write(data)
+            self._file.flush()
+        except OSError as e:
+            raise storage.cannot_write(tempfile.gettempdir(), e) from e
         self._waiting[index] = _Waiting(told, None, self._end, len(data))
         self._end += len(data)
 
@@ -62,4 +69,5 @@ class Window(Generic[T]):
     def close(self) -> None:
         """Gives the file's space back."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of what could not be written before
+                self._file.close()

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from pipeline import commit, tombstones
+from pipeline import commit, storage, tombstones
 from pipeline.crawl import layout, quarantine
-from pipeline.crawl.collapse import SYSTEMIC, Watch
+from pipeline.crawl.collapse import SYSTEMIC, WINDOW, Collapse, Watch
 from pipeline.crawl.fetch import Fetcher
 from pipeline.crawl.making import Made, Maker, taken_down
 from pipeline.crawl.plan import Part, Plan, key_of, read_part
@@ -30,6 +30,7 @@ _IN_FLIGHT_BYTES = 64 * 2**20  # of bodies that the fetcher holds
 _WAITING_BYTES = 32 * 2**20  # of bodies that wait for a thread
 _WINDOW_BYTES = 32 * 2**20  # of images that wait for their turn; the rest is on disk
 _ROWS = 1000  # unpacked at a time
+_UNFETCHED = ("taken_down", "killed_worker")  # which tell nothing of the network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,8 @@ class CrawlWork:
         self._suffix = resize.encode_format
         self._parts = {part.name: part for part in plan.parts}
         self._fetcher: Fetcher | None = None
+        self._watch = Watch(effort.max_failed)  # over all shards of this worker
+        self._unproven: list[str] = []  # small shards that may be the beginning of a collapse
 
     def planned(self, parts: tuple[Part, ...] | None = None) -> list[Shard]:
         """The shards to write: those of the given parts, or of all."""
@@ -77,28 +80,40 @@ class CrawlWork:
         """Loads the resizer; UserError where it is needed and not installed."""
         self._imaging.setup()
 
+    def close(self) -> None:
+        """Ends what is under way, and closes all connections."""
+        if self._fetcher is not None:
+            self._fetcher.close()
+            self._fetcher = None
+
     def done(self, shard: Shard) -> commit.Record | None:
-        """The record of a shard that is whole, and of the rows that its part has now."""
+        """The record of a shard that is whole, and of the rows that its part has now.
+
+        Whatever became of its quarantine: people may empty that.
+        """
         record = commit.read_stats_record(self.run, shard.name)
         if record is None or record.config_hash != self.run.config_hash:
             return None
-        same = record.inputs == {"part": self._part(shard).sha256}
-        kept_apart = record.counts.get("quarantine_bytes", 0)
-        there = quarantine.is_there(self.run, shard.name, kept_apart)
-        return record if same and there else None
+        return record if record.inputs == {"part": self._part(shard).sha256} else None
 
     def perform(self, shard: Shard, lost: frozenset[int]) -> commit.Record:
-        """Fetches and commits one shard; UserError where nearly everything fails for one cause."""
+        """Fetches and commits one shard; Collapse where nearly everything fails on this side.
+
+        Small shards that were the beginning of it are then not done, either.
+        """
         part = self._part(shard)
         table = self._read(part)
         schema = layout.shard_schema(table.schema, self._hash_type)
         apart = quarantine.Quarantine(quarantine.url_of(self.run, shard.name))
 
+        watch, urls = None if part.retries else self._watch, table.column("url")
+
         def rows(writer: ShardWriter) -> Iterator[dict]:
-            watch = None if part.retries else Watch(self.effort.max_failed)
-            with apart.committed():
+            with apart.committed(), closing(self._made(table, lost)) as all_made:
                 listed = _rows_of(table)
-                for index, made, data in self._made(table, lost, watch):
+                for index, made, data in all_made:
+                    if watch and made.reason not in _UNFETCHED:
+                        watch.see(urls[index].as_py() or "", made.reason, made.message)
                     key = key_of(shard.name, index, self.plan.shard_size)
                     row = layout.empty_row(next(listed), schema, self._hash_type)
                     yield self._write(row | {"key": key}, made, data, writer, apart)
@@ -111,17 +126,31 @@ class CrawlWork:
                 config_hash=self.run.config_hash,
                 inputs={"part": part.sha256},
                 environment={},
-                counts=layout.counts(written)
-                | ({"quarantine_bytes": apart.size} if apart.size else {}),
+                counts=layout.counts(written),
             )
 
-        return commit.write_shard(self.run, shard.name, schema, rows, record, layout.stats)
+        try:
+            done = commit.write_shard(self.run, shard.name, schema, rows, record, layout.stats)
+        except Collapse:
+            for name in self._unproven:
+                storage.remove(commit.stats_url(self.run, name))
+            raise
+        if watch:
+            self._note(done)
+        return done
+
+    def _note(self, done: commit.Record) -> None:
+        ill, rows = sum(self.failures(done.counts).values()), done.counts["rows"]
+        if rows >= WINDOW or ill <= self.effort.max_failed * rows:
+            self._unproven.clear()
+        else:
+            self._unproven.append(done.shard)
 
     def probe(self, shard: Shard, lost: frozenset[int], indices: range) -> None:
         """Fetches some URLs of a shard and keeps nothing: does the process survive?"""
         table = self._read(self._part(shard))
         others = frozenset(range(table.num_rows)) - set(indices)
-        for _ in self._made(table, lost | others, None):
+        for _ in self._made(table, lost | others):
             pass
 
     def failures(self, counts: dict) -> dict[str, int]:
@@ -154,7 +183,8 @@ class CrawlWork:
         row["status"] = layout.status_of(made.reason)
         row["error_message"], row["reason"] = made.message or None, made.reason or None
         if made.quarantined:
-            hashes = {k: row[k] for k in {*layout.ALWAYS, self._hash_type} - {""}}
+            kinds = dict.fromkeys(kind for kind in (*layout.ALWAYS, self._hash_type) if kind)
+            hashes = {kind: row[kind] for kind in kinds}
             apart.add(row["key"], data, {"url": row["url"], "reason": made.reason, **hashes})
         elif not made.reason:
             members = {self._suffix: data}
@@ -163,9 +193,7 @@ class CrawlWork:
             writer.add_members(row["key"], members | {"json": layout.sample_json(row)})
         return row
 
-    def _made(
-        self, table: pa.Table, lost: frozenset[int], watch: Watch | None
-    ) -> Iterator[tuple[int, Made, bytes]]:
+    def _made(self, table: pa.Table, lost: frozenset[int]) -> Iterator[tuple[int, Made, bytes]]:
         """What every row of a part becomes, in order, while others are fetched and decoded."""
         buried = tombstones.load(self.run.out)
         maker = Maker(self.columns, self._imaging, buried, self.verify)
@@ -203,8 +231,6 @@ class CrawlWork:
                 index, size, future = waiting.popleft()
                 made = future.result()
                 held -= size
-                if watch:
-                    watch.see(urls[index].as_py() or "", made.reason, made.message)
                 window.put(index, replace(made, data=b""), made.data)
 
             for index, fetched in fetching:

@@ -1,5 +1,6 @@
 """The verb crawl: its flags, what later steps find, kills at any moment, and Ray."""
 
+import json
 import os
 import random
 import signal
@@ -14,9 +15,13 @@ import pytest
 
 from jobs.__main__ import main
 from jobs.crawl import Crawl, settled, work_of
+from jobs.inline import Inline
 from jobs.job import Execution
+from jobs.runner import Runner, Summary, Systemic
 from pipeline import manifest
+from pipeline.commit import Record
 from pipeline.crawl import plan, presets, resize
+from pipeline.manifest import Shard
 from pipeline.reading import read_samples
 from pipeline.runs import Run
 from tests.support import crawling
@@ -230,6 +235,77 @@ def test_one_crawl_of_a_folder_at_a_time(server, tmp_path, capsys):
 def test_every_flag_of_execution_is_there():
     fields = set(Crawl.__dataclass_fields__)
     assert set(Execution.__dataclass_fields__) <= fields
+
+
+class _Failing:
+    """Work of ten shards of 200 samples, of which all fail."""
+
+    def setup(self) -> None:
+        pass
+
+    def perform(self, shard: Shard, lost: frozenset[int]) -> Record:
+        counts = {"samples": 200, "rows": 200, "status": {"failed": 200}, "reason": {"dns": 200}}
+        return Record(shard.name, "", {}, {}, counts)
+
+    def failures(self, counts: dict) -> dict[str, int]:
+        return counts["reason"]
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_what_an_earlier_job_wrote_stops_no_other(watched):
+    """Ten shards that were reused say nothing of how things are now."""
+    work = _Failing()
+    shards = [Shard(name=f"{i:05d}", url="", size=0, samples=200) for i in range(20)]
+    summary = Summary(len(shards), work.failures)
+    for shard in shards[:10]:
+        summary.add(work.perform(shard, frozenset()))
+        summary.reused += 1
+    runner = Runner(
+        shards,
+        Inline(work),
+        summary=summary,
+        max_failed=0.9,
+        watched=watched,
+        report=lambda _: None,
+    )
+    if watched:
+        runner.run()
+        assert summary.fresh == 10
+        return
+    with pytest.raises(Systemic, match="1000 of the first 1000 samples: dns") as e:
+        runner.run()
+    assert summary.fresh == 5 and e.value.written
+
+
+def test_quality_without_resizing(server, tmp_path):
+    url_list = crawling.listed(tmp_path / "list.parquet", [f"{server.url}/image/1.png?size=300"])
+    sizes = []
+    for value in (10, 95):
+        assert crawling.crawl(tmp_path / str(value), url_list, "--encode-quality", value) == 0
+        members = crawling.members(tmp_path / str(value) / "shards/00000.tar")
+        sizes.append(len(members["000000000.jpg"]))
+    assert sizes[0] < sizes[1] / 2
+
+
+def test_values_that_no_type_holds(server, tmp_path):
+    """A lone surrogate, numbers of all sizes, and lists of all kinds reach the shard."""
+    kept = [["caf\ud83d"], [True, 2], 2**63, {"a": "\ud800"}]
+    rows = [{"url": f"{server.url}/image/{i}.jpg", "text": "x", "k": k} for i, k in enumerate(kept)]
+    path = tmp_path / "list.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+    assert crawling.crawl(out, path, "--keep-cols", "k") == 0
+    expected = ['["caf?"]', "[true, 2]", str(2**63), '{"a": "?"}']
+    assert [row["k"] for row in crawling.rows(out)] == expected
+
+
+def test_a_plan_that_failed_does_not_lock_its_folder(server, tmp_path, capsys):
+    path, out = tmp_path / "list.csv", tmp_path / "out"
+    path.write_text("url,text\n")
+    assert crawling.crawl(out, path) == 2
+    assert "holds no rows" in capsys.readouterr().err
+    path.write_text(f"url,text\n{server.url}/image/1.jpg,x\n")
+    assert crawling.crawl(out, path, "--resize", "border") == 0
 
 
 # --- kill -9 -------------------------------------------------------------------------------------

@@ -145,3 +145,104 @@ def test_a_small_list_that_wholly_fails_is_no_success(tmp_path, capsys):
         said = capsys.readouterr()
         assert "not one sample is ok" in said.err
         assert "3 in = 0 ok + 3 not_found" in said.out
+
+
+def test_signed_and_private_urls_are_not_told():
+    watch = Watch(0.9)
+    with pytest.raises(UserError) as e:
+        for number in range(WINDOW):
+            url = f" http://me:hunter2@h{number}.test/a\nb.jpg?token=SECRET"
+            watch.see(url, "dns", "")
+    assert "h0.test" in e.value.message
+    assert not any(told in str(e.value) for told in ("hunter2", "SECRET", "\n"))
+
+
+def test_small_shards_are_judged_together():
+    watch = Watch(0.9)
+    for shard in range(4):
+        for number in range(50):
+            watch.see(f"http://h.test/{number}", "connect", "")
+        if shard < 3:
+            watch.end()
+    with pytest.raises(UserError, match="of 200 URLs 200 connect"):
+        watch.end()
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_dead_host_that_fills_shards(others):
+    """It stops nothing where another host answered, in whatever shard that was."""
+    watch = Watch(0.9)
+    for _ in range(others):
+        watch.see("http://alive.test/", "", "")
+    watch.end()
+    for number in range(3 * WINDOW):
+        watch.see(f"http://dead.test/{number}", "connect", "")
+    if others:
+        watch.end()
+    else:
+        with pytest.raises(UserError, match="connect"):
+            watch.end()
+
+
+def test_a_host_of_broken_pictures_is_no_broken_decoder():
+    watch = Watch(0.9)
+    for number in range(5 * WINDOW):
+        broken = 100 < number < 4 * WINDOW
+        url = "http://broken.test/" if broken else f"http://h{number}.test/"
+        watch.see(url, "undecodable" if broken else "", "")
+    watch.end()
+
+
+def test_what_a_deadline_ends_is_no_collapse_unless_it_is_nearly_all():
+    seen([""] * 300 + ["shard_deadline"] * 500)
+    with pytest.raises(UserError, match="shard_deadline") as e:
+        seen([""] * 50 + ["shard_deadline"] * 950)
+    assert "DEADLINE" in e.value.hint
+
+
+NAMES = ("127.0.0.1", "127.1", "127.0.1", "0x7f.1", "2130706433", "0177.0.0.1", "0x7f000001")
+"""One server under many names, so that its answers look like those of many hosts."""
+
+
+def many_hosts(server, folder: Path, paths: list[str]) -> str:
+    urls = [f"http://{NAMES[i % 7]}:{server.port}{path}" for i, path in enumerate(paths)]
+    return crawling.listed(folder / "list.parquet", urls)
+
+
+def test_those_that_end_last_are_no_collapse(tmp_path):
+    """Each sixth URL is silent: when all others are done, only these are left."""
+    paths = [f"/image/{i % 9}.jpg?size=16" if i % 6 else f"/silent?{i}" for i in range(1200)]
+    with hostile_server() as server:
+        flags = ["--retries", 0, "--timeout", 3, "--concurrency", 300, "--per-host", 400]
+        url_list = many_hosts(server, tmp_path, paths)
+        assert crawling.crawl(tmp_path / "out", url_list, *flags) == 0
+    found = [row["reason"] or "" for row in crawling.rows(tmp_path / "out")]
+    assert found.count("deadline") == 200 and found.count("") == 1000
+
+
+def test_a_deadline_is_no_collapse(tmp_path):
+    paths = [f"/image/{i % 9}.jpg?size=16" for i in range(400)]
+    paths += [f"/silent?{i}" for i in range(250)]
+    with hostile_server() as server:
+        flags = ["--retries", 0, "--timeout", 60, "--deadline", 4]
+        url_list = many_hosts(server, tmp_path, paths)
+        assert crawling.crawl(tmp_path / "out", url_list, *flags) == 0
+    found = [row["reason"] or "" for row in crawling.rows(tmp_path / "out")]
+    assert found == [""] * 400 + ["shard_deadline"] * 250
+
+
+def test_small_shards_of_a_collapse_are_not_done(tmp_path, capsys):
+    """Good ones are; the ill ones before it was noticed are fetched again by the same command."""
+    paths = [f"/image/{i % 9}.jpg?size=16" for i in range(250)]
+    paths += [f"/status/403/{i}.jpg?times=1" for i in range(200)]
+    paths += [f"/image/{i % 9}.jpg?size=16" for i in range(100)]
+    with hostile_server() as server:
+        url_list = many_hosts(server, tmp_path, paths)
+        out = tmp_path / "out"
+        flags = ["--retries", 0, "--shard-size", 50, "--concurrency", 8]
+        assert crawling.crawl(out, url_list, *flags) == 2
+        said = capsys.readouterr().err
+        assert "the crawl collapses" in said and "delete" not in said
+        assert len(list(out.glob("shards/*_stats.json"))) == 5
+        assert crawling.crawl(out, url_list, *flags) == 0
+        assert len(list(out.glob("shards/*_stats.json"))) == 11

@@ -136,6 +136,21 @@ def test_a_list_without_rows(tmp_path, out):
     assert plan.load(run_of(out)) is None
 
 
+def test_a_plan_that_failed_binds_nobody(tmp_path, out):
+    """A list that cannot be read to its end is mended; nothing of the first attempt is left."""
+    path = tmp_path / "a.csv"
+    good = "".join(f"http://a/{i},x,{i}\n" for i in range(20_000))
+    path.write_text(f"url,text,n\n{good}http://a/broken\n")
+    run, limited = run_of(out, 3000), run_of(out, 3000, limit=7)
+    with pytest.raises(UserError, match=r"a\.csv cannot be read as csv"):
+        plan.make(run, find(str(path)), Columns(caption="text"), 3000)
+    assert len(list(Path(out, "urls").glob("*.parquet"))) > 3
+    path.write_text("url,text\nhttp://a/1,x\n")
+    planned = plan.make(limited, find(str(path)), Columns(caption="text"), 3000)
+    assert [part.rows for part in planned.parts] == [1]
+    assert [p.name for p in Path(out, "urls").glob("*.parquet")] == ["00000.parquet"]
+
+
 def test_planned_but_not_whole_is_no_plan(tmp_path, out):
     write(tmp_path / "a.parquet", 0, 10)
     made(out, tmp_path)

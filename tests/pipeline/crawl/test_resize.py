@@ -249,3 +249,45 @@ def test_without_img2dataset(monkeypatch):
 def test_impossible_quality():
     with pytest.raises(UserError, match="ENCODE_QUALITY=95"):
         ResizeSettings(encode_format="png")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("length", [4000, 16_000, 65_000])
+@pytest.mark.parametrize("mode", ["keep_ratio", "center_crop"])
+def test_a_line_is_not_made_a_wall(mode, length, turned):
+    """A hundred bytes, of which the resizer would make gigabytes: the header alone refuses it."""
+    data = shards.png(1, (1, length) if turned else (length, 1))
+    with pytest.raises(NotResized) as e:
+        imaging(mode=mode, size=256)(data)
+    assert e.value.reason in ("area_too_large", "aspect_ratio_too_large")
+
+
+def test_how_long_a_line_may_be():
+    assert imaging(mode="center_crop", size=64)(shards.png(1, (2000, 1))).width == 64
+    assert imaging(mode="keep_ratio", size=64)(shards.png(1, (1000, 1))).width == 64_000
+    for kind, width in (("jpg", 1024), ("webp", 256)):
+        with pytest.raises(NotResized) as e:
+            imaging(mode="keep_ratio", size=64, encode_format=kind)(shards.png(1, (width, 1)))
+        assert e.value.reason == "aspect_ratio_too_large"
+    assert imaging(mode="border")(shards.png(1, (4000, 1))).height == 256
+
+
+def test_the_resizer_is_given_room_for_what_it_makes(monkeypatch):
+    from contextlib import nullcontext
+
+    from pipeline.crawl import resize
+
+    asked = []
+    monkeypatch.setattr(resize, "room", lambda size: asked.append(size) or nullcontext())
+    imaging(mode="keep_ratio", size=1000)(shards.png(1, (30, 10)))
+    assert asked == [3000 * 1000 * resize._RESIZE_BYTES]
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "border", "size": 900, "only_if_bigger": True}])
+def test_quality_where_nothing_is_resized(settings):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    data = shards.encoded(Image.fromarray(noise), "PNG")
+    sizes = [len(imaging(encode_quality=q, **settings)(data).data) for q in (10, 50, 95)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[2] / 2
+    plain = imaging(encode_quality=10, **settings)(shards.jpeg(1, (300, 200)))
+    assert plain.data == imaging(**settings)(shards.jpeg(1, (300, 200))).data

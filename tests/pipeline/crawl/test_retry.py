@@ -175,3 +175,40 @@ def test_parts_of_a_round_are_full(tmp_path):
     roots = [root for t in tables for root in t.column("retry_of").to_pylist()]
     assert roots == [f"{i // 4:05d}/{i // 4:05d}{i % 4}" for i in range(0, 40, 3)]
     assert "dns" in reasons.MAY_PASS and "not_found" not in reasons.MAY_PASS
+
+
+@pytest.mark.parametrize("lost", ["nothing", "a shard"])
+def test_shards_that_a_killed_crawl_made_reach_the_manifest(server, tmp_path, lost):
+    """Killed before it could say what it had made, and perhaps before the last shard."""
+    out = tmp_path / "out"
+    assert crawling.crawl(out, listed(server, tmp_path, f"f{lost[0]}"), *flags()) == 0
+    assert crawling.retry(out, *FLAGS) == 0
+    names = [shard.name for shard in manifest.load(str(out))]
+    assert names == ["00000", "00002", "00003"]
+    (out / "shards.parquet").unlink()
+    if lost == "a shard":
+        (out / "shards/00003_stats.json").unlink()
+    crawling.retry(out, *FLAGS)
+    assert [shard.name for shard in manifest.load(str(out))][:2] == names[:2]
+    assert {shard.name for shard in manifest.load(str(out))} >= {"00000", "00002"}
+    made = {path.stem for path in (out / "shards").glob("*.tar")}
+    assert {shard.name for shard in manifest.load(str(out))} == made
+
+
+def test_thousands_of_dead_links_are_retried_as_one(server, tmp_path):
+    """No other mechanism stops a round, either, whose URLs mostly failed before."""
+    out = tmp_path / "out"
+    urls = [f"{server.url}/status/500/{i}.jpg" for i in range(1100)]
+    urls += [f"{server.url}/image/{i}.jpg" for i in range(200)]
+    url_list = crawling.listed(tmp_path / "list.parquet", urls)
+    flags = ("--retries", 0, "--shard-size", 650, "--max-failed", 1)
+    assert crawling.crawl(out, url_list, *flags) == 0
+    assert crawling.retry(out, "--retries", 0) == 3
+    assert retried_reasons(out) == ["http_5xx"] * 1100
+
+
+def test_a_folder_that_looks_like_a_partition(server, tmp_path):
+    out = tmp_path / "key=5" / "reason=dns"
+    assert crawling.crawl(out, listed(server, tmp_path, "g"), *flags()) == 0
+    assert crawling.retry(out, *FLAGS) == 0
+    assert retried(out)[0] == ("000030", 1, "00000/000001", None)

@@ -344,3 +344,65 @@ def test_a_preset_names_columns_that_may_be_kept(preset, tmp_path):
     write(tmp_path / "list.jsonl", [dict.fromkeys(names, "x")])
     columns = checked(found.columns, found.optional, find(str(tmp_path / "list.jsonl")))
     assert set(found.optional) <= set(columns.kept)
+
+
+# --- text files of every make --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "url,text\rhttp://a/,x\rhttp://b/,y\r",
+        "\n\r\n\nurl,text\nhttp://a/,x\n\nhttp://b/,y\n",
+        'url,"te\nxt"\nhttp://a/,x\nhttp://b/,y',
+        '\ufeff"url","text"\r\nhttp://a/,"x\r\n,"\r\n',
+        "url,text\n" + "".join(f"http://a/{i},{'x' * 30_000}\n" for i in range(3)),
+    ],
+)
+def test_csv_as_arrow_reads_it(tmp_path, text):
+    """Which is how img2dataset does."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode())
+    expected = pyarrow.csv.read_csv(str(path))
+    (found,) = find(str(path))
+    assert found.columns() == expected.column_names
+    rows = {name: [] for name in found.columns()}
+    for batch in found.batches(found.columns()):
+        for name, column in batch.items():
+            rows[name] += column.to_pylist()
+    assert rows == expected.to_pydict()
+
+
+def test_urls_in_lines_that_end_with_a_carriage_return(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"http://a/\rhttp://b/\r\nhttp://c/\n")
+    found = table_of(str(tmp_path / "a.txt"), Columns()).column("url").to_pylist()
+    assert found == ["http://a/", "http://b/", "http://c/"]
+
+
+@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s.endswith(".gz")])
+def test_broken_gzip(tmp_path, suffix):
+    rows = [{"url": f"http://a/{i * i}", "text": str(i)} for i in range(5000)]
+    path = Path(write(tmp_path / f"a{suffix}", rows))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 30] = b"\xff" * 30
+    for damaged in (bytes(data), bytes(data)[: len(data) // 2], b"\x1f\x8b" + b"\xff" * 50):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\..*cannot be read as"):
+            table_of(str(path), Columns())
+
+
+@pytest.mark.parametrize("begins", ["", "caption\turl\n"])
+def test_a_table_that_has_the_header_of_its_preset(tmp_path, begins):
+    preset = PRESETS["cc3m"]
+    path = tmp_path / "a.tsv"
+    path.write_text(begins + '"5 inch nail\thttp://a/\ncaption\turl\n')
+    found = table_of(str(path), preset.columns, header=preset.header)
+    assert found.column("url").to_pylist() == ["http://a/", "url"]
+    assert found.column("caption").to_pylist() == ['"5 inch nail', "caption"]
+
+
+def test_a_csv_without_a_header_may_be_quoted(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('http://a/,"x, y"\nhttp://b/,"two\nlines"\n')
+    found = table_of(str(path), Columns(caption="text"), header=("url", "text"))
+    assert found.column("caption").to_pylist() == ["x, y", "two\nlines"]

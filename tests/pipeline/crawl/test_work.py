@@ -169,21 +169,15 @@ def test_a_mismatch_is_quarantined(server, tmp_path):
     assert "0000001.jpg" not in crawling.members(out / "shards/00000.tar")
 
 
-def test_a_shard_without_its_quarantine_is_done_again(server, tmp_path):
+def test_who_empties_the_quarantine_fetches_nothing_again(server, tmp_path):
     url_list = crawling.listed(
         tmp_path / "list.parquet", [f"{server.url}/image/1.jpg"], digest=["0" * 64]
     )
     each = work_of(tmp_path / "out", url_list, Columns(caption="text", hash="digest"))
     (shard,) = each.planned()
     each.perform(shard, frozenset())
-    path = tmp_path / "out/quarantine/00000.tar"
-    data = path.read_bytes()
-    path.write_bytes(data[:-512])
-    assert each.done(shard) is None
-    path.unlink()
-    assert each.done(shard) is None
-    each.perform(shard, frozenset())
-    assert each.done(shard) and path.read_bytes() == data
+    (tmp_path / "out/quarantine/00000.tar").unlink()
+    assert each.done(shard)
 
 
 def test_what_is_left_of_an_earlier_attempt_goes(server, tmp_path):
@@ -254,7 +248,9 @@ def test_verifying_can_be_left_out():
     assert made.reason == "" and made.fields["hash_check"] is None
 
 
-@pytest.mark.parametrize("boxes", ["[[1, 2", "[1]", [[0.1, 0.2, 0.3]], [["a", 0, 0, 0]], "7"])
+@pytest.mark.parametrize(
+    "boxes", ["[[NaN, 0, 1, 1]]", "[[1, 2", "[1]", [[0.1, 0.2, 0.3]], [["a", 0, 0, 0]], "7"]
+)
 def test_boxes_that_cannot_be_read_hide_no_face(boxes):
     assert maker(boxes="faces")(fetched(noisy(1)), {"faces": boxes}).reason == "bad_boxes"
 
@@ -378,3 +374,40 @@ def test_the_record_is_that_of_every_shard(server, tmp_path):
     assert (stats["count"], stats["successes"], stats["failed_to_download"]) == (2, 1, 1)
     with tarfile.open(tar) as opened:
         assert len(opened.getmembers()) == 3
+
+
+def test_the_quarantine_says_the_same_in_the_same_order(server, tmp_path):
+    url_list = crawling.listed(
+        tmp_path / "list.parquet", [f"{server.url}/image/1.jpg"], digest=["0" * 128]
+    )
+    columns = Columns(caption="text", hash="digest", hash_type="sha512")
+    performed(tmp_path / "out", url_list, columns)
+    told = json.loads(crawling.members(tmp_path / "out/quarantine/00000.tar")["0000000.json"])
+    assert list(told) == ["url", "reason", "sha256", "md5", "sha512"]
+
+
+def test_no_space_for_what_waits(monkeypatch):
+    """The message names the folder of temporary files, which is the one that is full."""
+    import tempfile
+
+    from pipeline.errors import UserError
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b"))  # noqa: PTH123, SIM115
+    window: Window[int] = Window(memory_bytes=10)
+    with pytest.raises(UserError, match=tempfile.gettempdir()) as e:
+        window.put(1, 1, b"x" * 100)
+    assert "No space left" in e.value.message
+    window.close()
+
+
+def test_closed_work_leaves_no_thread(server, tmp_path):
+    url_list = crawling.listed(tmp_path / "list.parquet", [f"{server.url}/image/1.jpg"])
+    before = set(threading.enumerate())
+    each = work_of(tmp_path / "out", url_list)
+    (shard,) = each.planned()
+    for _ in range(2):  # it can be used again
+        each.perform(shard, frozenset())
+        assert set(threading.enumerate()) > before
+        each.close()
+        each.close()
+        assert set(threading.enumerate()) <= before
