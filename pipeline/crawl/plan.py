@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import commit, runs, storage
+from pipeline import commit, runs, storage, tombstones
 from pipeline.crawl.column_types import normalised, part_schema
 from pipeline.crawl.presets import Columns
 from pipeline.crawl.url_lists import UrlList
@@ -166,7 +166,13 @@ def read_part(plan: Plan, part: Part) -> pa.Table:
 
 
 def _commit_part(run: Run, name: str, table: pa.Table, retries: bool = False) -> Part:
-    """Writes one part, always the same bytes for the same rows."""
+    """Writes one part, always the same bytes for the same rows; without what was taken down."""
+    from pipeline import blanking  # which knows the layout of all that a crawl writes
+
+    buried = tombstones.load(run.out)
+    rows = blanking.is_buried(table, buried, blanking.NO_UIDS)
+    if rows.any():
+        table = blanking.blanked(table, rows, blanking.NO_UIDS)
     url = storage.join(folder_of(run), f"{name}.parquet")
     with storage.write_atomic(url) as path:
         # One chunk per column, however the rows came: their division would show in the bytes.

@@ -179,7 +179,10 @@ class CrawlWork:
         apart: quarantine.Quarantine,
     ) -> dict:
         """Appends the sample to the shard, or what it is to the quarantine; returns its row."""
-        row |= made.fields
+        if made.reason == "taken_down":  # as `make takedown` leaves a row
+            row = dict.fromkeys(row) | {name: row[name] for name in ("key", "retry_of")}
+        else:
+            row |= made.fields
         row["status"] = layout.status_of(made.reason)
         row["error_message"], row["reason"] = made.message or None, made.reason or None
         if made.quarantined:

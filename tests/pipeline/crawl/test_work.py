@@ -285,6 +285,13 @@ def test_what_is_buried_is_neither_fetched_nor_written(server, tmp_path):
     assert server.requests("/image/702.jpg") == 0
     assert server.requests("/image/703.jpg") == 1
     assert not (out / "quarantine").exists()
+    for row in found[1:3]:  # nor is what the list said of them
+        told = {name for name, value in row.items() if value is not None}
+        assert told == {"key", "status", "error_message", "reason"}
+    [part] = (out / "urls").glob("*.parquet")
+    planned = pq.read_table(part).to_pylist()
+    assert [row["url"] for row in planned] == [*urls[:2], tombstones.BURIED_URL, urls[3]]
+    assert planned[2]["caption"] is None
 
 
 # --- bounds --------------------------------------------------------------------------------------
