@@ -235,7 +235,7 @@ def _source(config: Annotate, stage: str, direct: "list[Annotator]", out: str) -
     if len(found) > 1:
         remedy = f"name one: CLIP={found[0]}" if stage == "clip" else "delete all but one"
         raise UserError(f"several runs could be meant: {', '.join(found)}", remedy)
-    limit = runs.require(out, KIND, found[0])["config"]["limit"]
+    limit = runs.require(out, KIND, found[0])["config"].get("limit", 0)
     if limit and limit != config.limit:
         raise UserError(
             f"{KIND}/{found[0]} is of the first {limit} samples only",
