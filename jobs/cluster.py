@@ -1,21 +1,15 @@
 """Runs tasks on Ray: the only file that imports it. Ray schedules and isolates; we decide."""
 
 import contextlib
-import os
 import time
 from dataclasses import dataclass
-
-from jobs.work import Outcome, Task, Work, attempt, require_set_up, set_up
-from pipeline.errors import UserError
-
-# Before Ray is imported: without the first, its servers listen on every interface.
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
+
+from jobs.work import Outcome, Task, Work, attempt, require_set_up, set_up
+from pipeline.errors import UserError
 
 _MAX_DEATHS_IN_SETUP = 3
 _SHORTEST_DEADLINE_SEC = 60.0  # also a probe of one sample has to read its way to it

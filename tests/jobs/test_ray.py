@@ -1,5 +1,8 @@
 """On a real local Ray: isolation, invariance, and nothing that listens to the world."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -48,6 +51,16 @@ def listening() -> set[str]:
 
 def test_local_ray_listens_on_loopback_only(local_ray):
     assert listening() - local_ray == set()
+
+
+def test_loopback_is_settled_before_anybody_imports_ray():
+    """img2dataset, for one, imports Ray: too late for whoever would settle it then."""
+    code = "import os, sys, jobs; print(os.environ['RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'], 'ray' in sys.modules)"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert told.stdout.split() == ["0", "False"]
 
 
 def test_one_and_two_workers_write_the_same_bytes_as_no_ray(raw, tmp_path):
