@@ -54,11 +54,6 @@ STAYS = frozenset(
 REASONS = MAY_PASS | STAYS
 
 
-def may_pass(reason: str) -> bool:
-    """Say whether fetching again later may succeed."""
-    return reason in MAY_PASS
-
-
 class Refused(Exception):
     """A URL's failure on its way through the crawl: a reason of `REASONS`, and a line for people.
 
