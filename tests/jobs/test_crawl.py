@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -26,6 +27,7 @@ from pipeline.reading import read_samples
 from pipeline.runs import Run
 from tests.support import crawling
 from tests.support.hostile_server import hostile_server, picture
+from tests.support.killed import kill_at
 from tests.support.outputs import digest, leftovers
 
 
@@ -366,3 +368,20 @@ def test_on_ray(undisturbed, tmp_path):
     assert job.returncode == 0, said
     assert everything(out) == expected
     assert leftovers(out) == []
+
+
+def test_a_retry_that_is_killed_ends_with_the_same_bytes(server, tmp_path):
+    urls = [f"{server.url}/status/503/{i}.jpg?times=1" for i in range(900, 924)]
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    flags = ("--shard-size", 6, "--retries", 0, "--max-failed", 1)
+    crawling.crawl(whole, crawling.listed(tmp_path / "busy.parquet", urls), *flags)
+    assert {row["reason"] for row in crawling.rows(whole)} == {"http_5xx"}  # each was asked once
+    shutil.copytree(whole, torn)
+    assert crawling.retry(whole, "--retries", 3) == 0
+    assert sum(row["reason"] is None for row in crawling.rows(whole)) == len(urls)
+    asked = ("crawl-retry", "--out", str(torn), *crawling.LOOPBACK, "--retries", "3")
+    kill_at("_stats.json", *asked, after=1)
+    kill_at(".tar", *asked, after=0)
+    assert crawling.retry(torn, "--retries", 3) == 0
+    assert digest(torn) == digest(whole)
+    assert leftovers(torn) == []
