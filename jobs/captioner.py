@@ -163,7 +163,7 @@ def _settings(config: TrainCaptioner, name: str) -> "Fit":
 def _digest(examples: "Examples", settings: "Fit") -> str:
     """The hash of some batches, as the loop will draw them."""
     from captioner import bundle
-    from jobs.feed import places
+    from pipeline.places import places
 
     drawn = (
         places(step, seed=settings.seed, size=bundle.SCENES, batch_size=settings.batch_size)

@@ -1,39 +1,16 @@
 """Which samples a step trains on, and their batches, prepared ahead of the model."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jobs.fit_settings import Fit
-from pipeline.draws import permuted
+from pipeline.places import Place, places
 from pipeline.prefetch import prefetch
 
 Batch = Any  # tensors, or tuples, lists and dicts of batches
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One sample of one step; Draws(seed, step, index, purpose) is its randomness."""
-
-    seed: int
-    step: int
-    epoch: int
-    index: int
-
-
-def places(step: int, *, seed: int, size: int, batch_size: int) -> list[Place]:
-    """The samples of a step's global batch; each of `size` comes once per epoch.
-
-    A pure function, so a resumed run needs no loader's position.
-    """
-    found = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, offset = divmod(position, size)
-        found.append(Place(seed, step, epoch, permuted(offset, size, seed, epoch, "order")))
-    return found
 
 
 def split(samples: Sequence[Place], parts: int) -> list[Sequence[Place]]:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "pipeline": {"torch", "ray", "transformers", "open_clip", "captioner", "generators", "jobs"},
     "captioner": {"ray", "generators", "jobs"},
+    "generators": {"ray", "captioner", "jobs"},
     "jobs": {"tests"},
 }
 

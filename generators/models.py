@@ -1,0 +1,54 @@
+"""The models that can be trained here, each a module of its own, under the names that users type."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import nn
+
+from generators.preset import Gate, Preset
+from generators.task import GeneratorTask
+from pipeline.errors import UserError
+
+MODELS = {
+    "ae": "generators.first_stages.ae",
+    "dae": "generators.first_stages.dae",
+    "vae": "generators.first_stages.vae",
+    "vqvae": "generators.first_stages.vqvae",
+    "vqvae2": "generators.first_stages.vqvae2",
+    "dvae": "generators.first_stages.dvae",
+    "kl": "generators.first_stages.kl",
+    "vqgan": "generators.first_stages.vqgan",
+    "gan": "generators.first_stages.gan",
+    "dalle": "generators.dalle.dalle",
+}
+
+
+class ModelModule(Protocol):
+    """What each of these modules has.
+
+    Config: a frozen dataclass of JSON values, `image_size` among them. Model(config): a module.
+    Task(model, source, held_out=..., **preset.task): what the training loop trains. PRESETS: name ->
+    function that makes one; `toy` is the gate's.
+    """
+
+    Config: type
+    Model: Callable[[Any], nn.Module]
+    Task: Callable[..., GeneratorTask]
+    PRESETS: dict[str, Callable[[], Preset]]
+    GATE: Gate
+
+
+def find(name: str) -> ModelModule:
+    """The module of a MODEL name; UserError where there is none."""
+    if name not in MODELS:
+        raise UserError(f"MODEL={name} is no model", f"there are {', '.join(MODELS)}")
+    return importlib.import_module(MODELS[name])
+
+
+def preset(name: str, size: str) -> Preset:
+    """A PRESET of a MODEL; UserError where there is none."""
+    presets = find(name).PRESETS
+    if size not in presets:
+        raise UserError(f"{name} has no PRESET={size}", f"it has {', '.join(presets)}")
+    return presets[size]()
