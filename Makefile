@@ -175,7 +175,7 @@ pins: $(READY)  ## Resolve pyproject.toml anew into requirements/*.txt
 	  --no-emit-index-url --no-emit-find-links requirements/uv.in -o requirements/uv.txt
 	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-emit-index-url --no-emit-find-links --override requirements/overrides.txt \
-	  --extra dev --extra s3 --extra crawl --extra faces --extra train pyproject.toml -o requirements/lock.txt
+	  --extra dev --extra s3 --extra crawl --extra faces --extra fid --extra train pyproject.toml -o requirements/lock.txt
 	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-emit-index-url --no-emit-find-links --override requirements/overrides.txt --override requirements/vllm-overrides.txt \
 	  --extra dev pyproject.toml requirements/vllm.in -o requirements/vllm.txt

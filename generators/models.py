@@ -30,6 +30,10 @@ class ModelModule(Protocol):
     Config: a frozen dataclass of JSON values, `image_size` among them. Model(config): a module.
     Task(model, source, held_out=..., **preset.task): what the training loop trains. PRESETS: name ->
     function that makes one; `toy` is the gate's.
+
+    Some have more. prepare(config, texts, first_stage): a `Prepared`, where a model needs captions of
+    its data (an iterable of them) or a first stage (the folder of a trained one). load(model, folder):
+    what `generators.load` gives in place of the bare module.
     """
 
     Config: type

@@ -1,7 +1,8 @@
 """A size of a model with the recipe that trains it, and the gate that a small one has to pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.loading.examples import ExampleSource
@@ -16,6 +17,21 @@ class Preset:
     config: Any
     fit: dict[str, Any]
     task: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a model is built and trained with that its preset alone does not say.
+
+    config: the preset's, fitted to the data. task: more of what the task takes. about: JSON values
+    that decide what is trained. save_parts: writes into the model's folder what it needs besides its
+    weights, as its words.
+    """
+
+    config: Any
+    task: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    save_parts: Callable[[Path], None] = lambda folder: None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,15 @@ VERBS = {
         "Teach",
         "have a chat model caption a sample, and a captioner learn from it",
     ),
+    "train": ("jobs.train", "Train", "train a generator on blended shards"),
+    "encode": ("jobs.encode", "Encode", "cache tokens, latents and text embeddings of a mix"),
+    "sample": ("jobs.sample", "Sample", "draw pictures from a trained generator"),
+    "evaluate-generator": (
+        "jobs.evaluate_generator",
+        "EvaluateGenerator",
+        "measure what a generator draws: FID, CLIP score, prompt following",
+    ),
+    "gate": ("jobs.gate", "GateSettings", "train a toy model and measure whether it is right"),
     "stats": ("jobs.stats", "Stats", "print statistics of captions and blends, or answer SQL"),
     "sql": ("jobs.sql", "Sql", "a SQL prompt over the catalog"),
     "calibrate": (

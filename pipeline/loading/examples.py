@@ -23,7 +23,7 @@ class Examples:
 
 
 class ExampleSource(Protocol):
-    """Samples with numbers 0 .. len - 1; both methods are pure functions of their arguments."""
+    """Samples with numbers 0 .. len - 1; its methods are pure functions of their arguments."""
 
     def __len__(self) -> int:
         """Samples in one epoch."""
@@ -35,4 +35,8 @@ class ExampleSource(Protocol):
 
     def batch(self, places: Sequence[Place]) -> Examples:
         """Images and captions of some of a step's samples; called from many threads."""
+        ...
+
+    def texts(self, num: int) -> Sequence[str]:
+        """Up to `num` captions from all over, the same at every call, without their images."""
         ...

@@ -35,11 +35,15 @@ class RenderedScenes:
     def batch(self, places: Sequence[Place]) -> Examples:
         """Images uint8 (B, n, n, 3), n the level's pixels, and descriptive captions."""
         images = np.stack([self.image(place.index) for place in places])
-        texts = [
-            long_caption(self.scene(place.index), place.draws("template").below(len(LONG)))
-            for place in places
-        ]
-        return Examples(places, images, texts)
+        return Examples(places, images, [self.text(place) for place in places])
+
+    def text(self, place: Place) -> str:
+        """A caption of the place's scene that tells everything."""
+        return long_caption(self.scene(place.index), place.draws("template").below(len(LONG)))
+
+    def texts(self, num: int) -> list[str]:
+        """Captions of samples 0 .. num - 1."""
+        return [self.text(Place(self.seed, 0, 0, index)) for index in range(num)]
 
     def scene(self, index: int) -> Scene:
         return draw_scene(LEVELS[self.level], self.seed, index, self.split)

@@ -1,0 +1,118 @@
+"""gate: trains a model's toy preset on the rendered world, and measures whether what it makes is right."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.job import Stopped, require, say
+
+if TYPE_CHECKING:
+    from generators.preset import Gate
+
+RECORD = Path(__file__).parents[1] / "tests" / "gates.json"
+PRESET = "toy"
+HELD_OUT_SEED = -1  # trainings have seeds from 0 on
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSettings:
+    """Train the toy preset of a model, and of those it needs; figure, bar, seed and commit are recorded."""
+
+    model: str
+    """A MODEL name, as `train` takes it."""
+    seed: int = 0
+    work: str = ""
+    """Where the trained models go, by default data/gates/<model>-<seed>; the same command goes on."""
+    record: str = str(RECORD)
+    """The JSON file that keeps what was reached."""
+    threads: int = 2
+    """Cores; the last bits of the weights depend on it."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require(self, seed=(0, None), threads=(1, None))
+
+
+def run(config: GateSettings) -> dict[str, float]:
+    """Trains what is not trained yet, measures, records. Stopped where a bar is missed."""
+    import torch
+
+    from generators import checkpoint, models
+    from pipeline.scenes.rendered import RenderedScenes
+
+    gate = models.find(config.model).GATE
+    torch.set_num_threads(config.threads)
+    work = Path(config.work or f"data/gates/{config.model}-{config.seed}")
+    start = time.process_time()
+    parts = ""
+    for need in gate.needs:
+        name, _, preset = need.partition(":")
+        parts = str(_trained(config, name, preset or PRESET, gate, work / name, ""))
+    folder = _trained(config, config.model, PRESET, gate, work / config.model, parts)
+    seconds = time.process_time() - start
+    model = checkpoint.load(folder, config.device)
+    figures = gate.measure(model, RenderedScenes(gate.level, "test", HELD_OUT_SEED))
+    missed = _tell(config.model, figures, gate)
+    _record(config, gate, figures, seconds)
+    if missed:
+        raise Stopped(f"{config.model} misses its gate: {', '.join(missed)}")
+    return figures
+
+
+def _trained(
+    config: GateSettings, name: str, preset: str, gate: "Gate", out: Path, first_stage: str
+) -> Path:
+    """A model's folder, trained on scenes of the gate's level."""
+    from jobs import generator_fit
+    from pipeline.scenes.rendered import RenderedScenes
+
+    job = generator_fit.Job(
+        name,
+        preset,
+        RenderedScenes(gate.level, "train", config.seed),
+        out,
+        first_stage=first_stage,
+        about={"level": gate.level, "seed": config.seed},
+    )
+    settings = generator_fit.settings_of(
+        job, seed=config.seed, device=config.device, evaluate_every=0
+    )
+    generator_fit.train(job, settings, hint="give another --work")
+    return out
+
+
+def _tell(name: str, figures: dict[str, float], gate: "Gate") -> list[str]:
+    """Prints every figure with its bar; the names of those that miss it."""
+    missed = []
+    for key, value in figures.items():
+        sign, bar = gate.bars.get(key, ("", None))
+        is_missed = bar is not None and not (value >= bar if sign == ">=" else value <= bar)
+        shown = f"{sign} {bar:g}" if bar is not None else ""
+        say(f"  {name}  {key:24} {value:9.4f}  {shown}{'  MISSED' if is_missed else ''}")
+        missed += [key] if is_missed else []
+    if absent := gate.bars.keys() - figures.keys():
+        raise ValueError(f"the gate of {name} has bars for what it does not measure: {absent}")
+    return missed
+
+
+def _record(config: GateSettings, gate: "Gate", figures: dict[str, float], seconds: float) -> None:
+    """Adds this model's line to the record; CPU seconds are those of this call's training."""
+    from pipeline import runs, storage
+
+    path = Path(config.record)
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        record = {}
+    record[config.model] = {
+        "level": gate.level,
+        "seed": config.seed,
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+        "bars": {name: f"{sign} {bar:g}" for name, (sign, bar) in gate.bars.items()},
+        "cpu_seconds": round(seconds),
+        "commit": runs.environment()["commit"],
+    }
+    text = json.dumps(dict(sorted(record.items())), indent=1) + "\n"
+    storage.write_bytes(str(path), text.encode())

@@ -1,0 +1,98 @@
+"""Trains a generator by its preset, from any source of examples, into a folder that rebuilds it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.job import say
+
+if TYPE_CHECKING:
+    from jobs.fit import Fitted
+    from jobs.fit_settings import Fit
+    from pipeline.loading.examples import Examples, ExampleSource
+
+TRAINING = "training"  # inside the model's folder: checkpoints, metrics, pictures
+READ = 50_000  # captions that a model's words are learned from
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and where to. first_stage: the folder of a trained one, or ""."""
+
+    model: str
+    preset: str
+    source: "ExampleSource"
+    out: Path
+    held_out: "Examples | None" = None
+    first_stage: str = ""
+    about: Mapping[str, Any] | None = None  # JSON: what decides the data
+
+
+def settings_of(job: Job, **given: Any) -> "Fit":
+    """The preset's settings, and those given in their place; None gives nothing.
+
+    Fewer steps shorten the preset's own warm-up and schedule in proportion.
+    """
+    from generators import models
+    from jobs.fit_settings import Fit
+
+    preset = Fit(**models.preset(job.model, job.preset).fit)
+    given = {name: value for name, value in given.items() if value is not None}
+    steps = given.get("steps", preset.steps)
+    share = min(1.0, steps / preset.steps)
+    shorter = {
+        "warmup_steps": round(preset.warmup_steps * share),
+        "schedule_steps": round(preset.schedule_steps * share),
+    }
+    return replace(preset, **shorter | given)
+
+
+def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted":
+    """Trains or goes on, and saves the model. Raises UserError, Diverged, KeyboardInterrupt.
+
+    Under torchrun every process calls it with the same arguments; the first one saves.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from generators import checkpoint, models
+    from generators.preset import Prepared
+    from jobs import ranks
+    from jobs.fit import fit
+    from pipeline.draws import key64
+
+    module = models.find(job.model)
+    preset = models.preset(job.model, job.preset)
+    with ranks.joined() as group:
+        prepared = Prepared(preset.config)
+        if hasattr(module, "prepare"):
+            prepared = module.prepare(preset.config, job.source.texts(READ), job.first_stage)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key64(settings.seed, "weights"))
+            model = module.Model(prepared.config)
+        options = {**preset.task, **prepared.task}
+        task = module.Task(model, job.source, held_out=job.held_out, **options)
+        about = {
+            "model": job.model,
+            "config": asdict(prepared.config),
+            "task": preset.task,
+            "data": dict(job.about or {}),
+            **prepared.about,
+        }
+        if group.is_first:
+            count = sum(parameter.numel() for parameter in model.parameters())
+            say(
+                f"{job.model} {job.preset}: {count / 1e6:.3g} M parameters, {settings.steps} steps of"
+                f" {settings.batch_size} samples from {len(job.source):,}"
+            )
+        fitted = fit(task, settings, job.out / TRAINING, about, hint=hint)
+
+        def save() -> None:
+            record = {"preset": job.preset, "settings": asdict(settings), "steps": fitted.step}
+            weights = load_file(fitted.weights)
+            prepared.save_parts(job.out)
+            checkpoint.save(job.out, job.model, prepared.config, weights, record | about)
+
+        group.of_first(save)
+    return fitted

@@ -1,0 +1,184 @@
+"""sample: pictures from a trained generator: a grid, a file each, and their scores."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.job import require, say
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from captioner.encoder import ScorerEncoder
+    from generators.dalle.dalle import Dalle
+
+SAMPLES, GRID = "samples.jsonl", "grid.png"
+SHOWN = 64  # of a prompt in its grid, the best ones where they are ranked
+BATCH = 64  # unconditional samples at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Draw N pictures for a prompt, or for each of a file. Sample i of a prompt is the same whatever N is."""
+
+    ckpt: str
+    """The folder of a trained model."""
+    model: str = ""
+    """Its MODEL name, where it shall be checked."""
+    prompt: str = ""
+    """What to draw; models that know no text need none."""
+    prompts: str = ""
+    """A file in place of it: a prompt per line, or .tsv or .parquet with a column `prompt`."""
+    n: int = 16
+    """Pictures of each prompt."""
+    out: str = "samples"
+    """A folder: grid.png, 000.png ..., samples.jsonl; with several prompts one folder for each."""
+    seed: int = 0
+    """Another seed gives other pictures."""
+    temperature: float = 1.0
+    """Below 1 likelier tokens are taken more often."""
+    top_k: int = 0
+    """Only the so many likeliest tokens; 0 takes all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability."""
+    guidance: float = 1.0
+    """Above 1 away from what the model draws without a caption; needs one trained with --drop."""
+    image: str = ""
+    """An image whose upper rows are kept and whose rest is drawn."""
+    rows: float = 0.5
+    """Share of that image that is kept."""
+    rerank: str = ""
+    """`bundled`, a captioner's folder or <open_clip model>:<tag or file>: scores and orders the pictures."""
+    device: str = "auto"
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        from pipeline.errors import UserError
+
+        require(self, n=(1, 100_000), temperature=(0, None), top_k=(0, None), top_p=(0, 1))
+        require(self, guidance=(0, None), rows=(0, 1), threads=(1, None), seed=(0, None))
+        if self.prompt and self.prompts:
+            raise UserError("--prompt and --prompts are both given", "give one of them")
+
+
+def run(config: Sample) -> None:
+    """Draws, scores, writes. Raises UserError."""
+    import torch
+
+    from captioner.encoder import load_encoder
+    from generators import checkpoint
+    from jobs.ranks import here
+
+    torch.set_num_threads(config.threads)
+    name = checkpoint.describe(config.ckpt)["model"]
+    _check(config, name)
+    device = str(here().device(config.device))
+    model = checkpoint.load(config.ckpt, device)
+    scorer = load_encoder(config.rerank, device=device, flag="RERANK") if config.rerank else None
+    texts = list(_prompts(config, name))
+    for number, text in enumerate(texts):
+        images = _drawn(config, model, text, device)
+        folder = Path(config.out) / (f"{number:04d}" if len(texts) > 1 else "")
+        write(folder, text, images, scorer, config.seed)
+        say(f"{folder}/{GRID}  {len(images)} of {text!r}" if text else f"{folder}/{GRID}")
+
+
+def write(
+    folder: Path, text: str, images: "np.ndarray", scorer: "ScorerEncoder | None", seed: int
+) -> list[float]:
+    """Files of one prompt's pictures uint8 (N, H, W, 3), best first where they are scored.
+
+    Number i of a file's name is the sample's own; the order of samples.jsonl and of the grid is that
+    of the scores, which are returned in the samples' own order.
+    """
+    import io
+    import json
+
+    from PIL import Image
+
+    from pipeline import storage
+    from pipeline.grid import grid
+
+    def png(pixels: "np.ndarray") -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    scores = similarities(scorer, text, images) if scorer else []
+    order = sorted(range(len(images)), key=lambda i: -scores[i]) if scores else range(len(images))
+    lines = []
+    width = max(3, len(str(len(images) - 1)))
+    for i in order:
+        name = f"{i:0{width}d}.png"
+        storage.write_bytes(str(folder / name), png(images[i]))
+        score = {"score": round(scores[i], 5)} if scores else {}
+        lines.append(json.dumps({"file": name, "prompt": text, "seed": seed, "sample": i} | score))
+    storage.write_bytes(str(folder / SAMPLES), ("\n".join(lines) + "\n").encode())
+    storage.write_bytes(str(folder / GRID), png(grid(images[list(order)[:SHOWN]])))
+    return scores
+
+
+def similarities(scorer: "ScorerEncoder", text: str, images: "np.ndarray") -> list[float]:
+    """How near each picture is to the text: cosines by the contrastive towers."""
+    found: list[float] = []
+    for start in range(0, len(images), BATCH):
+        part = images[start : start + BATCH]
+        features = scorer.encode_image([scorer.prepare(image) for image in part])
+        found += [mean for mean, _ in scorer.similarities(features, [text] * len(part))]
+    return found
+
+
+def _check(config: Sample, name: str) -> None:
+    from pipeline.errors import UserError
+
+    if config.model and config.model != name:
+        raise UserError(f"CKPT={config.ckpt} holds a {name}", f"give MODEL={name}, or nothing")
+    if name == "dalle" and not (config.prompt or config.prompts):
+        raise UserError("dalle draws what a text says", 'give PROMPT="..." or PROMPTS=<file>')
+    if name != "dalle" and (config.prompt or config.prompts or config.image):
+        raise UserError(
+            f"a {name} knows no text and completes nothing", "leave PROMPT and IMAGE out"
+        )
+
+
+def _prompts(config: Sample, name: str) -> Iterator[str]:
+    from jobs.upsample import read_prompts
+
+    if config.prompts:
+        yield from read_prompts(config.prompts)
+    else:
+        yield config.prompt
+
+
+def _drawn(config: Sample, model: "Dalle", text: str, device: str) -> "np.ndarray":
+    """uint8 (N, H, W, 3)."""
+    import numpy as np
+
+    from generators.noise import SampleNoise
+    from generators.pixels import to_images
+    from pipeline import storage
+    from pipeline.draws import key64
+    from pipeline.errors import UserError
+    from pipeline.images import square_crop
+
+    how = {
+        "seed": config.seed,
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+        "guidance": config.guidance,
+    }
+    if config.image:
+        image = square_crop(storage.read_bytes(config.image), model.image_size)
+        return model.complete(text, image, config.rows, config.n, **how)
+    if text:
+        return model.sample(text, config.n, **how)
+    if not hasattr(model, "sample"):
+        raise UserError(f"CKPT={config.ckpt} only encodes and decodes", "give a vae, gan or dalle")
+    parts = []
+    for start in range(0, config.n, BATCH):
+        numbers = range(start, min(start + BATCH, config.n))
+        noise = SampleNoise([key64(config.seed, i, "sample") for i in numbers], device)
+        parts.append(to_images(model.sample(len(numbers), noise)))
+    return np.concatenate(parts)

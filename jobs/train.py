@@ -1,0 +1,167 @@
+"""train: trains any generator on blended shards, on one CPU, with torchrun, or on a Ray cluster."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jobs.job import complain, require, say
+
+if TYPE_CHECKING:
+    from jobs.fit import Fitted
+    from jobs.generator_fit import Job
+    from pipeline.loading.loader import Loader
+
+WATCHED = 256  # held-out samples that are looked at on the way
+"""As many as tell a tenth of a decibel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a model on the shards of a mix. OUT becomes its folder; the same command goes on.
+
+    Several processes: `torchrun --nproc-per-node 8 -m jobs train ...`; several machines: `--address`.
+    """
+
+    model: str
+    """ae, dae, vae, vqvae, vqvae2, dvae, kl, vqgan, gan or dalle."""
+    shards: str
+    """Training shards that mix wrote: their folder, a glob or a brace pattern; local or any fsspec URL."""
+    out: str
+    """The model's folder; checkpoints, metrics and pictures go to OUT/training."""
+    preset: str = "toy"
+    """A size of the model with the recipe that trains it; a wrong one lists what there is."""
+    held_out: str = ""
+    """Shards that are measured and not trained on; by default the training samples are measured."""
+    first_stage: str = ""
+    """Folder of a trained first stage, for a model of its tokens or latents."""
+    cache: str = ""
+    """Folder of what `encode` wrote of these shards: tokens and latents need no image again."""
+    captions: str = "stored"
+    """`stored`: the .txt of each sample; else a blend, drawn anew in every epoch from the .json."""
+    drop: float = 0.0
+    """Share of captions that are left out, for classifier-free guidance."""
+    crop: Literal["centre", "random", "dalle"] = "random"
+    """`dalle`: as in the paper's appendix A.2; a cache is of the centre."""
+    corrupt: Literal["replace", "stop"] = "replace"
+    """What an image that cannot be read does."""
+    steps: int | None = None
+    """Optimizer steps in all, in place of the preset's."""
+    batch_size: int | None = None
+    """Samples per step, over all processes, in place of the preset's."""
+    accumulate: int | None = None
+    """Micro-batches per step."""
+    lr: float | None = None
+    """Peak learning rate, in place of the preset's."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Arithmetic of the forward pass, in place of the preset's."""
+    compile: bool = False
+    """Compile the model first: minutes once, then faster steps."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share a model: each has all of it, or a part."""
+    activation_checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, more time."""
+    evaluate_every: int | None = None
+    """Steps between figures and pictures."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints."""
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 2
+    """Threads that prepare samples, and torch's own on a CPU."""
+    workers: int = 0
+    """Processes that prepare samples, where threads do not keep up with the GPU."""
+    address: str = ""
+    """A Ray cluster to train on."""
+    nodes: int = 0
+    """With `--address`: processes to start, one per GPU where there are any; 0 takes all of them."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where else the metrics go."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+
+    def __post_init__(self) -> None:
+        require(self, drop=(0, 1), threads=(1, None), workers=(0, None), nodes=(0, None))
+        require(self, seed=(0, None))
+
+
+def run(config: Train) -> None:
+    """Trains and saves. Raises UserError, Diverged, Stopped."""
+    from generators import models
+
+    models.preset(config.model, config.preset)  # a wrong name is told before anything starts
+    if config.address:
+        from jobs import cluster
+
+        cluster.train(here, config, config.out, config.address, config.nodes)
+        return
+    here(config)
+
+
+def here(config: Train) -> "Fitted | None":
+    """Trains in this process, or in this one of several."""
+    import torch
+
+    from jobs import generator_fit, ranks
+
+    torch.set_num_threads(config.threads)
+    with ranks.joined() as group:
+        job = _job(config)
+        settings = generator_fit.settings_of(
+            job,
+            **{name: getattr(config, name) for name in _SETTINGS},
+        )
+        if config.dry_run:
+            if group.is_first:
+                say(f"would train {config.model} {config.preset} on {len(job.source):,} samples")
+            return None
+        if group.is_first and not config.held_out:
+            complain("note: no HELD_OUT given, so figures are of samples that are trained on")
+        fitted = generator_fit.train(job, settings)
+        if group.is_first:
+            _tell(config, fitted, job.source)
+    return fitted
+
+
+_SETTINGS = (
+    *("steps", "batch_size", "accumulate", "lr", "precision", "compile", "parallel"),
+    *("activation_checkpointing", "evaluate_every", "checkpoint_every", "seed", "device"),
+    *("threads", "tracker"),
+)
+
+
+def _job(config: Train) -> "Job":
+    from generators import models
+    from jobs.generator_fit import Job
+    from pipeline.loading.loader import Loader
+
+    size = models.preset(config.model, config.preset).config.image_size
+    source = Loader(
+        config.shards,
+        size=size,
+        crop="centre" if config.cache else config.crop,
+        captions=config.captions,
+        drop=config.drop,
+        corrupt=config.corrupt,
+        cache=config.cache,
+        threads=config.threads,
+        workers=config.workers,
+    )
+    held_out = Loader(config.held_out or config.shards, size=size, crop="centre")
+    places = held_out.places(0, seed=-1, batch_size=min(WATCHED, len(held_out)))
+    return Job(
+        config.model,
+        config.preset,
+        source,
+        Path(config.out),
+        held_out.batch(places),
+        config.first_stage,
+        source.about,
+    )
+
+
+def _tell(config: Train, fitted: "Fitted", source: "Loader") -> None:
+    figures = {k.removeprefix("evaluate/"): v for k, v in fitted.metrics.items() if "/" in k}
+    say(f"trained {config.model} for {fitted.step} steps")
+    for name, value in figures.items():
+        say(f"  {name:20} {value:.4g}")
+    say(f"saved in {config.out}; pictures and metrics in {config.out}/training")
