@@ -35,7 +35,7 @@ from pipeline.limits import (
     room,
 )
 from pipeline.pixels import UPRIGHT, is_grey, middle_square, orientation_of, to_array
-from pipeline.resample import resample_square, scratch
+from pipeline.resample import resample, resample_square, scratch
 
 __all__ = [
     "IMAGE_REASONS",
@@ -47,6 +47,7 @@ __all__ = [
     "ImageInfo",
     "TrainingJpeg",
     "decode",
+    "part",
     "probe",
     "square_crop",
     "training_jpeg",
@@ -89,6 +90,10 @@ _UNTIDY = re.compile(
     "extraneous bytes|bad icc|jfif revision|adobe color|invalid sos|premature end of jpeg", re.I
 )
 _BEFORE_EOI = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, width and height of a part of an image, in its pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,48 @@ def _square_crop(data: bytes, size: int) -> np.ndarray:
         square = resample_square(pixels, left, top, side * scale, size)
         return np.ascontiguousarray(UPRIGHT[head.orientation](square))
     return _by_pillow(data, lambda image: middle_square(image, size))
+
+
+@refusing
+def part(data: bytes, choose: Callable[[int, int], Box], width: int, height: int) -> np.ndarray:
+    """A part of the upright image, resized to uint8 (height, width, 3), contiguous; raises BadImage.
+
+    choose: image width and height -> left, top, width and height of the part, in pixels, which may
+    be fractions. Antialiased bicubic, after a reduction by the decoder as far as the size allows,
+    as `square_crop`; a part of the size that is asked for, at whole pixels, keeps its own.
+    """
+    head = _jpeg_header(data)
+    if head is None or head.orientation != 1:
+        pixels = decode(data)
+        return _part(pixels, choose(pixels.shape[1], pixels.shape[0]), width, height)
+    box = choose(head.width, head.height)
+    if _is_cut(box, width, height):
+        colorspace, least = "RGB", 0
+    else:
+        # The least share of the image at which the part is not smaller than what is asked for.
+        share = max(width / box[2], height / box[3])
+        colorspace, least = "RGBX", math.ceil(share * min(head.width, head.height))
+    pixels = _jpeg_pixels(data, head, colorspace, least, reuse=True)
+    if pixels is None or colorspace == "RGB":
+        pixels = _by_pillow(data, to_array) if pixels is None else pixels
+        return _part(pixels, box, width, height)
+    # The scale from the exact factor, not from the sizes: those were rounded up.
+    scale = _dct_scale(head, pixels.shape)
+    return resample(pixels, tuple(edge * scale for edge in box), width, height)
+
+
+def _part(pixels: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
+    """The same of decoded pixels (H, W, 3)."""
+    if _is_cut(box, width, height):
+        left, top = int(box[0]), int(box[1])
+        return pixels[top : top + height, left : left + width].copy()
+    wide = np.empty((*pixels.shape[:2], 4), np.uint8)
+    wide[..., :3] = pixels
+    return resample(wide, box, width, height)
+
+
+def _is_cut(box: Box, width: int, height: int) -> bool:
+    return box[2:] == (width, height) and box[0] == int(box[0]) and box[1] == int(box[1])
 
 
 @refusing

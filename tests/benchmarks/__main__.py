@@ -18,6 +18,8 @@ TAKES = {
     "bench_annotate": ("--data", "--quick"),
     "bench_dedup": ("--quick",),
     "bench_select": ("--quick",),
+    "bench_dalle": ("--quick",),
+    "bench_loader": ("--data", "--quick"),
 }
 """Benchmark -> the flags that mean something to it."""
 
