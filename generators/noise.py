@@ -27,7 +27,9 @@ class SampleNoise:
     def gumbel(self, *shape: int) -> Tensor:
         """Standard Gumbel (B, *shape): -ln(-ln u)."""
         tiny = torch.finfo(torch.float32).tiny
-        return -(-self.uniform(*shape).clamp_min(tiny).log()).clamp_min(tiny).log()
+        # In place: of 8192 codes this is the largest tensor of a step.
+        drawn = self.uniform(*shape).clamp_min_(tiny)
+        return drawn.log_().neg_().clamp_min_(tiny).log_().neg_()
 
     def _stacked(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
         rows = [draw(shape, generator=g, device=self.device) for g in self._generators]

@@ -1,7 +1,7 @@
 """Trains a generator by its preset, from any source of examples, into a folder that rebuilds it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ class Job:
     out: Path
     held_out: "Examples | None" = None
     first_stage: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)  # more of what the task takes
     about: Mapping[str, Any] | None = None  # JSON: what decides the data
 
 
@@ -71,12 +72,12 @@ def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key64(settings.seed, "weights"))
             model = module.Model(prepared.config)
-        options = {**preset.task, **prepared.task}
+        options = {**preset.task, **prepared.task, **job.options}
         task = module.Task(model, job.source, held_out=job.held_out, **options)
         about = {
             "model": job.model,
             "config": asdict(prepared.config),
-            "task": preset.task,
+            "task": {**preset.task, **job.options},
             "data": dict(job.about or {}),
             **prepared.about,
         }

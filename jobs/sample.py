@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 SAMPLES, GRID = "samples.jsonl", "grid.png"
 SHOWN = 64  # of a prompt in its grid, the best ones where they are ranked
-BATCH = 64  # unconditional samples at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ def run(config: Sample) -> None:
     scorer = load_encoder(config.rerank, device=device, flag="RERANK") if config.rerank else None
     texts = list(_prompts(config, name))
     for number, text in enumerate(texts):
-        images = _drawn(config, model, text, device)
+        images = _drawn(config, model, text)
         folder = Path(config.out) / (f"{number:04d}" if len(texts) > 1 else "")
         write(folder, text, images, scorer, config.seed)
         say(f"{folder}/{GRID}  {len(images)} of {text!r}" if text else f"{folder}/{GRID}")
@@ -86,17 +85,17 @@ def run(config: Sample) -> None:
 
 def write(
     folder: Path, text: str, images: "np.ndarray", scorer: "ScorerEncoder | None", seed: int
-) -> list[float]:
+) -> None:
     """Files of one prompt's pictures uint8 (N, H, W, 3), best first where they are scored.
 
-    Number i of a file's name is the sample's own; the order of samples.jsonl and of the grid is that
-    of the scores, which are returned in the samples' own order.
+    Number i of a file's name is the sample's own; samples.jsonl and the grid have the best first.
     """
     import io
     import json
 
     from PIL import Image
 
+    from generators.dalle.rerank import rerank
     from pipeline import storage
     from pipeline.grid import grid
 
@@ -105,28 +104,17 @@ def write(
         Image.fromarray(pixels).save(file, "PNG")
         return file.getvalue()
 
-    scores = similarities(scorer, text, images) if scorer else []
-    order = sorted(range(len(images)), key=lambda i: -scores[i]) if scores else range(len(images))
+    ranking = rerank(text, images, scorer) if scorer else None
+    order = ranking.order.tolist() if ranking else list(range(len(images)))
     lines = []
     width = max(3, len(str(len(images) - 1)))
     for i in order:
         name = f"{i:0{width}d}.png"
         storage.write_bytes(str(folder / name), png(images[i]))
-        score = {"score": round(scores[i], 5)} if scores else {}
+        score = {"score": round(float(ranking.scores[i]), 5)} if ranking else {}
         lines.append(json.dumps({"file": name, "prompt": text, "seed": seed, "sample": i} | score))
     storage.write_bytes(str(folder / SAMPLES), ("\n".join(lines) + "\n").encode())
-    storage.write_bytes(str(folder / GRID), png(grid(images[list(order)[:SHOWN]])))
-    return scores
-
-
-def similarities(scorer: "ScorerEncoder", text: str, images: "np.ndarray") -> list[float]:
-    """How near each picture is to the text: cosines by the contrastive towers."""
-    found: list[float] = []
-    for start in range(0, len(images), BATCH):
-        part = images[start : start + BATCH]
-        features = scorer.encode_image([scorer.prepare(image) for image in part])
-        found += [mean for mean, _ in scorer.similarities(features, [text] * len(part))]
-    return found
+    storage.write_bytes(str(folder / GRID), png(grid(images[order[:SHOWN]])))
 
 
 def _check(config: Sample, name: str) -> None:
@@ -151,14 +139,10 @@ def _prompts(config: Sample, name: str) -> Iterator[str]:
         yield config.prompt
 
 
-def _drawn(config: Sample, model: "Dalle", text: str, device: str) -> "np.ndarray":
+def _drawn(config: Sample, model: "Dalle", text: str) -> "np.ndarray":
     """uint8 (N, H, W, 3)."""
-    import numpy as np
-
-    from generators.noise import SampleNoise
-    from generators.pixels import to_images
+    from generators import unconditional
     from pipeline import storage
-    from pipeline.draws import key64
     from pipeline.errors import UserError
     from pipeline.images import square_crop
 
@@ -176,9 +160,4 @@ def _drawn(config: Sample, model: "Dalle", text: str, device: str) -> "np.ndarra
         return model.sample(text, config.n, **how)
     if not hasattr(model, "sample"):
         raise UserError(f"CKPT={config.ckpt} only encodes and decodes", "give a vae, gan or dalle")
-    parts = []
-    for start in range(0, config.n, BATCH):
-        numbers = range(start, min(start + BATCH, config.n))
-        noise = SampleNoise([key64(config.seed, i, "sample") for i in numbers], device)
-        parts.append(to_images(model.sample(len(numbers), noise)))
-    return np.concatenate(parts)
+    return unconditional.draw(model, range(config.n), config.seed)

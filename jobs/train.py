@@ -34,6 +34,8 @@ class Train:
     """Shards that are measured and not trained on; by default the training samples are measured."""
     first_stage: str = ""
     """Folder of a trained first stage, for a model of its tokens or latents."""
+    perceptual: str = ""
+    """For kl and vqgan: a safetensors file of LPIPS weights over VGG-16; without, random features."""
     cache: str = ""
     """Folder of what `encode` wrote of these shards: tokens and latents need no image again."""
     captions: str = "stored"
@@ -116,7 +118,8 @@ def here(config: Train) -> "Fitted | None":
             return None
         if group.is_first and not config.held_out:
             complain("note: no HELD_OUT given, so figures are of samples that are trained on")
-        fitted = generator_fit.train(job, settings)
+        with job.source:
+            fitted = generator_fit.train(job, settings)
         if group.is_first:
             _tell(config, fitted, job.source)
     return fitted
@@ -155,6 +158,7 @@ def _job(config: Train) -> "Job":
         Path(config.out),
         held_out.batch(places),
         config.first_stage,
+        {"perceptual": config.perceptual} if config.perceptual else {},
         source.about,
     )
 
@@ -164,4 +168,9 @@ def _tell(config: Train, fitted: "Fitted", source: "Loader") -> None:
     say(f"trained {config.model} for {fitted.step} steps")
     for name, value in figures.items():
         say(f"  {name:20} {value:.4g}")
+    counts = source.counts
+    say(f"samples   {counts['samples']:,} prepared, {counts['dropped']:,} without their caption")
+    for what in ("captions", "corrupt"):
+        if counts[what]:
+            say(f"  {what:9} " + "  ".join(f"{k} {v:,}" for k, v in counts[what].items()))
     say(f"saved in {config.out}; pictures and metrics in {config.out}/training")
