@@ -50,6 +50,14 @@ def load_scorer(
     dtype = resolve_layout(device, precision).dtype
     if precision == "auto" and torch.device(device).type == "cpu":
         dtype = torch.float32  # autocast converts the weights at every call: 2.5 times as slow
+    model, tokenizer = load_open_clip(name, device=device, flag=flag)
+    return OpenClipScorer(model, tokenizer, device=device, dtype=dtype, prefix=prefix)
+
+
+def load_open_clip(
+    name: str, *, device: str = "cpu", flag: str = "SCORER"
+) -> tuple[torch.nn.Module, object]:
+    """The model and the tokenizer of `<open_clip model>:<tag or file>`, for use. Raises UserError."""
     architecture, _, tag = name.partition(":")
     weights = _weights(name, flag)
     try:
@@ -70,7 +78,7 @@ def load_scorer(
             f"{flag}={name} cannot be loaded: {type(error).__name__}: {why}",
             "the file must hold weights of that model",
         ) from error
-    return OpenClipScorer(model.eval(), tokenizer, device=device, dtype=dtype, prefix=prefix)
+    return model.eval(), tokenizer
 
 
 def scorer_identity(name: str, flag: str = "SCORER") -> str:

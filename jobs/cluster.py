@@ -1,19 +1,30 @@
 """Runs tasks on Ray: the only file that imports it. Ray schedules and isolates; we decide."""
 
 import contextlib
+import os
+import shutil
+import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from jobs import clustered
+from jobs.job import Stopped
 from jobs.work import Outcome, Task, Work, attempt, require_set_up, set_up
 from pipeline.errors import UserError
 
 _MAX_DEATHS_IN_SETUP = 3
 _SHORTEST_DEADLINE_SEC = 60.0  # also a probe of one sample has to read its way to it
 _OBJECT_STORE_BYTES = 128 << 20  # only tasks and records travel, never images
+_PATIENCE_SEC = 7200  # processes of a training wait while the first one evaluates
+_POLL_SEC = 0.5
 
 
 def connect(address: str, cpus: int) -> None:
@@ -65,6 +76,132 @@ def _require_room(threads: int, gpus: float) -> None:
             f"no node of this Ray has the {wanted} that a worker takes",
             "fewer THREADS, or DEVICE=cpu",
         )
+
+
+def train(
+    function: Callable[[object], object],
+    config: object,
+    out: str,
+    address: str = "",
+    workers: int = 0,
+    *,
+    threads: int = 1,
+    device: str = "auto",
+    max_failures: int = 3,
+) -> None:
+    """Calls `function(config)` in `workers` processes of a cluster that train one model, by Ray Train.
+
+    They are one process group of torch, which jobs.ranks finds. A process that dies, or raises what
+    another attempt may mend, is replaced together with the others up to `max_failures` times, and
+    they go on from the last checkpoint in `out`, a folder that all machines share. What the first
+    one prints is printed here.
+
+    function: importable by its name. workers: 0 takes all GPUs of the cluster, or where it has none
+    all of its cores. threads: cores of each. device: `cpu` takes no GPU. Raises UserError and
+    Stopped as the function does, and KeyboardInterrupt.
+    """
+    cores_here = max(os.cpu_count() or 1, workers * threads)
+    connect(address, cpus=cores_here)
+    use_gpu = device != "cpu" and gpus() > 0
+    room = gpus() if use_gpu else cores() // threads
+    if not 0 < (workers or room) <= room:
+        kind = "GPUs" if use_gpu else f"times {threads} cores"
+        raise UserError(
+            f"{workers or 'some'} processes do not fit this Ray, which has {room} {kind}",
+            "fewer processes, or fewer THREADS",
+        )
+    _require_room(threads, 1.0 if use_gpu else 0.0)
+    folder = Path(out).absolute() / clustered.FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    log = folder / clustered.LOG
+    log.touch()
+    trainer = _trainer(
+        {"function": function, "config": config, "out": str(folder.parent)},
+        workers=workers or room,
+        resources={"CPU": threads} | ({"GPU": 1} if use_gpu else {}),
+        folder=folder,
+        local=not address,
+        max_failures=max_failures,
+    )
+    try:
+        error = _fitted(trainer, log)
+    except KeyboardInterrupt:
+        disconnect()  # which ends the processes
+        raise KeyboardInterrupt(
+            "stopped; run the same command to go on from the last checkpoint"
+        ) from None
+    verdict = clustered.verdict(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    if verdict is not None:
+        raise verdict
+    if error is not None:
+        raise Stopped(
+            f"the training failed more than {max_failures} times: {error}\n"
+            "run the same command to go on from the last checkpoint"
+        )
+
+
+def _trainer(
+    given: dict, *, workers: int, resources: dict, folder: Path, local: bool, max_failures: int
+) -> object:
+    # Read when Ray Train is imported or a trainer made. Paths stay what they are for the driver,
+    # and what is printed goes where jobs.clustered sends it.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+    from ray import train as ray_train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = "GPU" in resources
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if local and sys.platform == "linux" else {}
+    return TorchTrainer(
+        clustered.work,
+        train_loop_config=given,
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
+            timeout_s=_PATIENCE_SEC,
+        ),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray_train.RunConfig(
+            name="train",
+            storage_path=str(folder),
+            failure_config=ray_train.FailureConfig(max_failures=max_failures),
+            worker_runtime_env={"env_vars": loopback},
+            logging_config=ray_train.LoggingConfig(log_level="CRITICAL"),
+        ),
+    )
+
+
+def _fitted(trainer: object, log: Path) -> Exception | None:
+    """Waits for the training, printing what its first process writes; returns why it failed.
+
+    Not in the main thread: there Ray takes Ctrl-C for itself, and ends with exit code 0.
+    """
+    errors: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as e:  # Ray Train's own kinds, told once below
+            errors.append(e)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    with log.open() as lines:
+        while thread.is_alive():
+            thread.join(_POLL_SEC)
+            _pass_on(lines)
+        _pass_on(lines)
+    return errors[0] if errors else None
+
+
+def _pass_on(lines: TextIO) -> None:
+    text = lines.read()
+    if text:
+        print(text, end="", flush=True)
 
 
 class _Worker:

@@ -94,7 +94,8 @@ def run(config: Train) -> None:
     if config.address:
         from jobs import cluster
 
-        cluster.train(here, config, config.out, config.address, config.nodes)
+        how = {"threads": config.threads, "device": config.device}
+        cluster.train(here, config, config.out, config.address, config.nodes, **how)
         return
     here(config)
 
@@ -134,9 +135,14 @@ _SETTINGS = (
 
 def _job(config: Train) -> "Job":
     from generators import models
+    from generators.encoders import describe_first_stage
     from jobs.generator_fit import Job
+    from pipeline.loading.cached import Cache
     from pipeline.loading.loader import Loader
 
+    if config.cache and config.first_stage:
+        encoder = describe_first_stage(config.first_stage)
+        Cache(config.cache).require_first_stage(encoder)
     size = models.preset(config.model, config.preset).config.image_size
     source = Loader(
         config.shards,

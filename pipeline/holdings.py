@@ -31,13 +31,23 @@ _TOLD = (
     ),
     *("shards/*_stats.json", "shards/*/*_stats.json", "mix/*/*_stats.json"),
     *("shards/sizes.json", "shards/*/sizes.json", "mix/*/sizes.json", "mix/*/README.md"),
-    *("urls/plan.json", "urls/*/plan.json"),
+    *("urls/plan.json", "urls/*/plan.json", "cache/*/*.safetensors"),
     # uids, keys and byte ranges, and nothing else
     *("plans/*.json", "plans/*.parquet", "places/*/*.parquet", "taught/train.txt"),
 )
 """What tells of no sample, or is made true again."""
 
-_KINDS = (*SIDECARS, "shards", "urls", "quarantine", "mix", "answers", "taught", "takedown")
+_KINDS = (
+    *SIDECARS,
+    "shards",
+    "urls",
+    "quarantine",
+    "mix",
+    "answers",
+    "taught",
+    "takedown",
+    "cache",
+)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from pipeline.commit import Record
 from pipeline.crawl import plan as plans
 from pipeline.holdings import REMADE, Holdings
 from pipeline.keep_list import verdicts_sha256
+from pipeline.loading import cached
+from pipeline.loading.cache_format import SUFFIX, open_cache_file
 from pipeline.mix import Recipe, write_sizes
 from pipeline.replaced import Replaced
 from pipeline.restating import Restating
@@ -54,6 +56,7 @@ class Removal:
         self._manifest()
         self._sidecars()
         self._mixes()
+        self._encodings()
         self._journals()
         self._taught()
         self._unfinished()
@@ -223,6 +226,19 @@ class Removal:
                 if isinstance(counts, dict):
                     totals.setdefault(column, Counter()).update(counts)
         card.write(run, _recipe(said["config"]), totals, write_sizes(run, records))
+
+    def _encodings(self) -> None:
+        """Caches of training shards that were replaced; `encode` makes them again without."""
+        for path in self._there.paths(f"{cached.KIND}/*/*{SUFFIX}"):
+            try:
+                files = open_cache_file(self._there.url(path)).record.inputs.get("files", {})
+            except (OSError, ValueError):
+                self._report.unread[path] = "no file of a cache, or torn: encode it again"
+                continue
+            replaced = ((p, files.get(p.rpartition("/")[2])) for p in self._log.paths)
+            if any(old and self._log.now(p, old) != old for p, old in replaced):
+                storage.remove(self._there.url(path))
+                self._count(path, "encodings, to be made again")
 
     # and the rest
 

@@ -45,7 +45,7 @@ def take_down(out: str, report: Report, found: Found, reason: str) -> None:
 @contextmanager
 def _alone(out: str) -> Iterator[None]:
     """Holds the folder and all of its runs."""
-    kinds = ("shards", "mix", "urls", *SIDECARS)
+    kinds = ("shards", "mix", "urls", "cache", *SIDECARS)
     patterns = [f"{kind}/*/{runs.FILE}" for kind in kinds]
     plans = [f"urls/{plan.FILE}", f"urls/*/{plan.FILE}"]  # a crawl holds its plan first
     holdings = Holdings(out)

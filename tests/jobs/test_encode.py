@@ -1,0 +1,176 @@
+"""The verb encode: what it writes of a mix, what it refuses, and that no kill is seen in its bytes."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import encode
+from jobs.encode import Encode
+from pipeline.errors import UserError
+from pipeline.loading.cache_format import open_cache_file
+from pipeline.loading.cached import Cache
+from pipeline.loading.loader import Loader
+from tests.support.first_stages import saved
+from tests.support.mixing import Mixed, mixed
+from tests.support.shards import pairs, write_tar
+from tests.support.stages import caption
+
+COUNTS = (9, 5, 4)
+
+
+@pytest.fixture(scope="module")
+def mix(tmp_path_factory: pytest.TempPathFactory) -> Mixed:
+    """Three training shards."""
+    folder = tmp_path_factory.mktemp("mix")
+    urls = [
+        write_tar(folder / f"raw/{i:05d}.tar", pairs(count, start=100 * i))
+        for i, count in enumerate(COUNTS)
+    ]
+    out = str(folder / "out")
+    return mixed(out, caption(out, urls))
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, object]:
+    """A discrete first stage: its folder and itself."""
+    folder = tmp_path_factory.mktemp("dvae")
+    return str(folder), saved(folder, "dvae")
+
+
+def asked(mix: Mixed, out: Path, **options: object) -> Encode:
+    always = {"out": str(out), "shards": mix.run.folder, "executor": "inline", "threads": 1}
+    return Encode(**always | {"batch_size": 4} | options)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("cache/*/*.safetensors"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_tokens_and_texts_of_a_mix(mix: Mixed, stage: tuple, tmp_path: Path):
+    from captioner.text_states import describe_text_states, load_text_states
+    from generators.encoders import describe_first_stage
+    from generators.pixels import to_model
+
+    folder, model = stage
+    summary = encode.run(asked(mix, tmp_path, first_stage=folder, text="bundled"))
+    assert (summary.samples, summary.ok) == (sum(COUNTS), sum(COUNTS))
+    cache = Cache(str(tmp_path / "cache/m-dvae-bundled"))
+    cache.require_first_stage(describe_first_stage(folder))
+    cache.require_text(describe_text_states("bundled"))
+    tower = load_text_states("bundled")
+    with (
+        Loader(mix.run.folder, size=16) as plain,
+        Loader(mix.run.folder, size=16, cache=cache.folder) as cached,
+    ):
+        places = plain.places(0, seed=0, batch_size=18)
+        expected, found = plain.batch(places), cached.batch(places)
+    tokens = model.tokens(to_model(expected.images)).flatten(1).numpy()
+    np.testing.assert_array_equal(found.encodings["tokens"], tokens)
+    texts = tower(expected.texts)
+    np.testing.assert_allclose(found.encodings["text"], texts.states, atol=0.02)
+    np.testing.assert_array_equal(found.encodings["text_length"], texts.lengths)
+
+
+def test_a_rerun_does_nothing_and_another_first_stage_is_refused(
+    mix: Mixed, stage: tuple, tmp_path: Path, capsys
+):
+    encode.run(asked(mix, tmp_path, first_stage=stage[0]))
+    before = hashes(tmp_path)
+    assert encode.run(asked(mix, tmp_path, first_stage=stage[0])).reused == 3
+    assert hashes(tmp_path) == before
+    saved(tmp_path / "other", "dvae", seed=1)
+    with pytest.raises(UserError, match=r"other settings: first_stage\.weights"):
+        encode.run(asked(mix, tmp_path, first_stage=str(tmp_path / "other")))
+
+
+def test_latents_are_measured(mix: Mixed, tmp_path: Path, capsys):
+    saved(tmp_path / "vae", "vae")
+    encode.run(asked(mix, tmp_path, first_stage=str(tmp_path / "vae"), size=32))
+    latents = np.concatenate(
+        [
+            open_cache_file(f"{tmp_path}/cache/m-vae/0000{i}.safetensors").whole("latents")
+            for i in range(3)
+        ]
+    ).astype(np.float64)
+    assert latents.shape == (18, 3, 8, 8)
+    told = f"mean {latents.mean():.4g}  standard deviation {latents.std():.4g}"
+    assert told in capsys.readouterr().out
+
+
+def test_a_limit_takes_whole_shards_of_the_same_run(mix: Mixed, stage: tuple, tmp_path: Path):
+    encode.run(asked(mix, tmp_path, first_stage=stage[0], limit=10))
+    some = hashes(tmp_path)
+    assert sorted(some) == ["00000.safetensors", "00001.safetensors"]
+    encode.run(asked(mix, tmp_path, first_stage=stage[0]))
+    assert some.items() < hashes(tmp_path).items()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "there is nothing to encode with"),
+        ({"first_stage": "/nowhere"}, "is no trained model"),
+        ({"text": "nothing"}, "TEXT=nothing is neither"),
+        ({"text": "bundled", "shards": "raw"}, "is no mix"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(mix: Mixed, tmp_path: Path, options: dict, message: str):
+    options = {k: v.replace("raw", f"{mix.run.out}/../raw") for k, v in options.items()}
+    with pytest.raises(UserError, match=message):
+        encode.run(asked(mix, tmp_path, **options))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_shards_of_two_mixes_are_refused(mix: Mixed, stage: tuple, tmp_path: Path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{mix.tars[0]}\n{tmp_path}/mix/other/00000.tar\n")
+    with pytest.raises(UserError, match="are of several mixes"):
+        encode.run(asked(mix, tmp_path, first_stage=stage[0], shards=f"@{listed}"))
+
+
+def test_a_dry_run_writes_nothing(mix: Mixed, stage: tuple, tmp_path: Path):
+    encode.run(asked(mix, tmp_path, first_stage=stage[0], dry_run=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def start(mix: Mixed, folder: str, out: Path, *more: str) -> subprocess.Popen:
+    code = "import sys; from jobs.encode import Encode, run; import tyro; run(tyro.cli(Encode))"
+    flags = ["--shards", mix.run.folder, "--first-stage", folder, "--batch-size", "4"]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *flags, "--out", str(out), "--threads", "1", *more],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"RAY_worker_niceness": "0"},
+    )
+
+
+def test_kill_9_leaves_no_trace(mix: Mixed, stage: tuple, tmp_path: Path):
+    encode.run(asked(mix, tmp_path / "whole", first_stage=stage[0]))
+    out = tmp_path / "killed"
+    job = start(mix, stage[0], out, "--executor", "inline")
+    while not list(out.glob("cache/*/*.tmp")) + list(out.glob("cache/*/0*")):
+        assert job.poll() is None, job.stderr.read()
+        time.sleep(0.001)
+    job.send_signal(signal.SIGKILL)
+    assert job.wait() == -signal.SIGKILL
+    assert len(hashes(out)) < 3
+    encode.run(asked(mix, out, first_stage=stage[0]))
+    assert hashes(out) == hashes(tmp_path / "whole")
+    assert list(out.rglob("*.tmp")) == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_on_ray_write_the_same_bytes(mix: Mixed, stage: tuple, tmp_path: Path):
+    encode.run(asked(mix, tmp_path / "inline", first_stage=stage[0], text="bundled"))
+    job = start(mix, stage[0], tmp_path / "ray", "--workers", "2", "--text", "bundled")
+    assert job.wait(600) == 0, job.stderr.read()
+    assert hashes(tmp_path / "ray") == hashes(tmp_path / "inline")
