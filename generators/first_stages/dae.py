@@ -105,7 +105,8 @@ def denoising_figures(model: Model, images: np.ndarray) -> dict[str, float]:
 
 
 def toy() -> Preset:
-    return Preset(Config(**recipes.TOY, latent_channels=8, sigma=0.4, masked=0.1), recipes.TOY_FIT)
+    size = Config(**recipes.TOY, latent_channels=8, sigma=0.4, masked=0.1)
+    return Preset(size, recipes.TOY_FIT | {"steps": 1200})
 
 
 def f8() -> Preset:

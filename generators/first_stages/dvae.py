@@ -222,8 +222,8 @@ def measured(model: Model, scenes: RenderedScenes) -> dict[str, float]:
 def toy() -> Preset:
     """16 px as 4 x 4 codes; squared error for four fifths of the steps, then the likelihood."""
     config = Config(16, vocabulary=256, n_hid=32, n_init=64, groups=3, blocks=1)
-    task = {"beta": 1.65, "tau": 0.3, "tau_steps": 2500, "mse_steps": 2000, "logits_lr": 0.05}
-    return Preset(config, _TOY_FIT, _TOY_TASK | task)
+    task = {"beta": 1.65, "tau": 0.3, "tau_steps": 8000, "mse_steps": 6500, "logits_lr": 0.05}
+    return Preset(config, _TOY_FIT | {"steps": 8000}, _TOY_TASK | task)
 
 
 def toy_fine() -> Preset:
