@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_UNFIT = (OSError, SafetensorError, RuntimeError, TypeError, ValueError, ArithmeticError)
 
 
 def save(
@@ -46,7 +47,7 @@ def describe(folder: Path | str) -> dict:
         raise UserError(
             f"{folder} is no trained model: it has no {CONFIG}", "give the OUT of a make train"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}", "train the model anew") from error
     return record
 
@@ -64,7 +65,7 @@ def load(folder: Path | str, device: str | torch.device = "cpu") -> Any:
         config = module.Config(**record["config"])
         model = module.Model(config)
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError, TypeError) as error:
+    except _UNFIT as error:
         why = " ".join(str(error).split())[:300]
         raise UserError(f"{folder} does not fit its {CONFIG}: {why}", "train it anew") from error
     model = model.to(device).eval().requires_grad_(False)

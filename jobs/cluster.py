@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from jobs import clustered
 from jobs.job import Stopped
 from jobs.work import Outcome, Task, Work, attempt, require_set_up, set_up
+from pipeline import storage
 from pipeline.errors import UserError
 
 _MAX_DEATHS_IN_SETUP = 3
@@ -112,27 +113,29 @@ def train(
         )
     _require_room(threads, 1.0 if use_gpu else 0.0)
     folder = Path(out).absolute() / clustered.FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    log = folder / clustered.LOG
-    log.touch()
-    trainer = _trainer(
-        {"function": function, "config": config, "out": str(folder.parent)},
-        workers=workers or room,
-        resources={"CPU": threads} | ({"GPU": 1} if use_gpu else {}),
-        folder=folder,
-        local=not address,
-        max_failures=max_failures,
-    )
-    try:
-        error = _fitted(trainer, log)
-    except KeyboardInterrupt:
-        disconnect()  # which ends the processes
-        raise KeyboardInterrupt(
-            "stopped; run the same command to go on from the last checkpoint"
-        ) from None
-    verdict = clustered.verdict(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    with storage.exclusive(str(folder / clustered.DRIVER), hint="wait for it, or give another OUT"):
+        for path in folder.iterdir():  # of a command that was killed
+            if path.name != clustered.DRIVER:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        log = folder / clustered.LOG
+        log.touch()
+        trainer = _trainer(
+            {"function": function, "config": config, "out": str(folder.parent)},
+            workers=workers or room,
+            resources={"CPU": threads} | ({"GPU": 1} if use_gpu else {}),
+            folder=folder,
+            local=not address,
+            max_failures=max_failures,
+        )
+        try:
+            error = _fitted(trainer, log)
+        except KeyboardInterrupt:
+            disconnect()  # which ends the processes
+            raise KeyboardInterrupt(
+                "stopped; run the same command to go on from the last checkpoint"
+            ) from None
+        verdict = clustered.verdict(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     if verdict is not None:
         raise verdict
     if error is not None:

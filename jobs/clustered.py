@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 FOLDER = ".ray"
 """Inside OUT, which all machines share: what is here is of one command, and goes with it."""
 LOG, VERDICT = "first.log", "verdict.json"
+DRIVER = "driver"
+"""Inside FOLDER: locked by the command that started the training."""
+_PATIENCE_SEC = 300.0  # for a process that was killed to be gone
 _KINDS = {"UserError": UserError, "Stopped": Stopped}
 
 
@@ -35,11 +39,10 @@ def work(given: dict[str, Any]) -> None:
     if verdict(folder) is not None:
         return
     with _told(folder / LOG, ranks):
-        if ranks.is_first:  # one that was killed may still hold what it wrote to
-            for lock in (*out.glob(".lock"), *out.glob("*/.lock")):
-                with storage.exclusive(str(lock.parent), wait=True):
-                    pass
         try:
+            if ranks.is_first:  # one that was killed may still hold what it wrote to
+                for lock in (*out.glob(".lock"), *out.glob("*/.lock")):
+                    _await(lock.parent)
             function(given["config"])
         except (UserError, Stopped) as error:
             is_user = isinstance(error, UserError)
@@ -56,6 +59,19 @@ def verdict(folder: Path) -> Exception | None:
     except FileNotFoundError:
         return None
     return _KINDS[record["kind"]](*record["told"])
+
+
+def _await(folder: Path) -> None:
+    """Until nobody holds a folder; UserError where somebody goes on doing so."""
+    deadline = time.monotonic() + _PATIENCE_SEC
+    while True:
+        try:
+            with storage.exclusive(str(folder), hint="wait for it, or give another OUT"):
+                return
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager

@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 from jobs.fit_settings import Fit
-from pipeline.places import Place, places
+from pipeline.places import Place
 from pipeline.prefetch import prefetch
 
 Batch = Any  # tensors, or tuples, lists and dicts of batches
 
 
 def split(samples: Sequence[Place], parts: int) -> list[Sequence[Place]]:
-    """Micro-batches, in order, whose sizes differ by one at most."""
+    """Parts, in order, whose sizes differ by one at most."""
     n = len(samples)
     return [samples[i * n // parts : (i + 1) * n // parts] for i in range(parts)]
 
 
 def feed(
     prepare: Callable[[Sequence[Place]], Batch],
-    size: int,
+    order: Callable[[int], Sequence[Place]],
     settings: Fit,
     *,
     start: int,
@@ -31,14 +31,14 @@ def feed(
 ) -> Generator[tuple[Sequence[Place], Batch]]:
     """Micro-batches of the steps from `start` on, in order, `settings.prefetch` of them ahead.
 
-    Of each, one of `world` ranks gets its own samples: together they are those of one process.
+    order: the samples of step 0, 1, ..., over all ranks. Of each micro-batch, one of `world` ranks
+    gets neighbours, which a source may keep together: in order of rank they are those of one process.
     """
 
     def items() -> Iterator[Sequence[Place]]:
         for step in range(start, settings.steps):
-            of_step = places(step, seed=settings.seed, size=size, batch_size=settings.batch_size)
-            for micro in split(of_step, settings.accumulate):
-                yield micro[rank::world]
+            for micro in split(order(step), settings.accumulate):
+                yield split(micro, world)[rank]
 
     def prepared(samples: Sequence[Place]) -> tuple[Sequence[Place], Batch]:
         batch = prepare(samples)

@@ -103,7 +103,10 @@ def _refuse_strangers(records: list[dict]) -> None:
 
 
 def _refuse_other(out: Path, before: dict, now: dict, settings: Fit, hint: str) -> None:
-    harmless = HARMLESS | ({"steps"} if settings.schedule == "constant" else set())
+    has_no_end = settings.schedule == "constant" or settings.schedule_steps
+    harmless = HARMLESS | ({"steps"} if has_no_end else set())
+    # A record of before a setting was there is one of its default.
+    before = before | {"settings": json.loads(json.dumps(asdict(Fit()))) | before["settings"]}
     differ = _differences(before, now, harmless)
     if differ:
         raise UserError(

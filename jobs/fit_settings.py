@@ -12,10 +12,12 @@ HARMLESS = frozenset(
         "best",
         "best_is",
         "checkpoint_every",
+        "compile",
         "device",
         "evaluate_every",
         "keep",
         "log_every",
+        "parallel",
         "prefetch",
         "threads",
         "tracker",
@@ -42,6 +44,9 @@ class Fit:
     """Steps in which the learning rate rises to its peak."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate goes from its peak to the end; a constant one may be prolonged later."""
+    schedule_steps: int = 0
+    """Steps, the warm-up among them, after which the learning rate stays at its end; 0 takes all. A
+    run may be prolonged later."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay of the gradient's mean and of its square's."""
     eps: float = 1e-8
@@ -52,10 +57,16 @@ class Fit:
     """Longest gradient, over all parameters; 0 does not clip."""
     ema: float = 0.0
     """Decay of the moving average of the weights, which is then evaluated and saved; 0 is off."""
+    ema_every: int = 1
+    """Steps between updates of that average, each with that decay."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward pass; weights and optimizer stay fp32. fp16 needs a GPU."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model's blocks, or all of a model that has none: a slow first step, fast others."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several processes keeps: the whole model and its optimizer, or a slice of them."""
     seed: int = 0
     """Decides the order of samples, their augmentation, dropout and noise."""
     device: str = "auto"
@@ -88,10 +99,12 @@ class Fit:
             lr=(0, None),
             min_lr_ratio=(0, 1),
             warmup_steps=(0, self.steps),
+            schedule_steps=(0, self.steps),
             eps=(0, None),
             weight_decay=(0, None),
             clip_norm=(0, None),
             ema=(0, 1),
+            ema_every=(1, None),
             threads=(1, None),
             prefetch=(0, None),
             checkpoint_every=(1, None),
@@ -106,6 +119,11 @@ class Fit:
             )
         if self.ema == 1:
             raise UserError("--ema 1 would never leave the first weights", "give less, as 0.999")
+        if 0 < self.schedule_steps < self.warmup_steps:
+            raise UserError(
+                f"--schedule-steps {self.schedule_steps} end in the warm-up",
+                f"give at least --warmup-steps {self.warmup_steps}, or 0 for all steps",
+            )
         if self.best and not self.evaluate_every:
             raise UserError(
                 f"--best {self.best} needs evaluations", "give --evaluate-every as well"

@@ -35,7 +35,7 @@ class GateSettings:
         require(self, seed=(0, None), threads=(1, None))
 
 
-def run(config: GateSettings) -> dict[str, float]:
+def run(config: GateSettings) -> None:
     """Trains what is not trained yet, measures, records. Stopped where a bar is missed."""
     import torch
 
@@ -58,7 +58,6 @@ def run(config: GateSettings) -> dict[str, float]:
     _record(config, gate, figures, seconds)
     if missed:
         raise Stopped(f"{config.model} misses its gate: {', '.join(missed)}")
-    return figures
 
 
 def _trained(

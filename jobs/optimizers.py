@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from jobs.fit_settings import Fit
+from jobs.sharding import placed
 
 _OURS = ("optimizer", "lr_scale")  # keys of a group that torch does not know
 
@@ -49,7 +50,7 @@ def state(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
 
 
 def load(model: nn.Module, optimizers: list[Optimizer], saved: dict[str, Tensor]) -> None:
-    """The inverse of `state`, onto the devices of the parameters."""
+    """The inverse of `state`, onto the devices of the parameters, and cut as they are."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     of: dict[str, dict[str, Tensor]] = {}
     for path, value in saved.items():
@@ -61,7 +62,8 @@ def load(model: nn.Module, optimizers: list[Optimizer], saved: dict[str, Tensor]
             for parameter in group["params"]:
                 if found := of.get(names[parameter]):  # without a gradient it has no state yet
                     optimizer.state[parameter] = {
-                        key: value.to(parameter.device) for key, value in found.items()
+                        key: placed(value, parameter).to(parameter.device)
+                        for key, value in found.items()
                     }
 
 

@@ -68,7 +68,9 @@ def run(config: Sample) -> None:
     from captioner.encoder import load_encoder
     from generators import checkpoint
     from jobs.ranks import here
+    from pipeline import storage
 
+    storage.require_writable(config.out)
     torch.set_num_threads(config.threads)
     name = checkpoint.describe(config.ckpt)["model"]
     _check(config, name)
@@ -124,9 +126,10 @@ def _check(config: Sample, name: str) -> None:
         raise UserError(f"CKPT={config.ckpt} holds a {name}", f"give MODEL={name}, or nothing")
     if name == "dalle" and not (config.prompt or config.prompts):
         raise UserError("dalle draws what a text says", 'give PROMPT="..." or PROMPTS=<file>')
-    if name != "dalle" and (config.prompt or config.prompts or config.image):
+    given = config.prompt or config.prompts or config.image or config.rerank
+    if name != "dalle" and given:
         raise UserError(
-            f"a {name} knows no text and completes nothing", "leave PROMPT and IMAGE out"
+            f"a {name} knows no text and completes nothing", "leave PROMPT, IMAGE and RERANK out"
         )
 
 
@@ -142,9 +145,7 @@ def _prompts(config: Sample, name: str) -> Iterator[str]:
 def _drawn(config: Sample, model: "Dalle", text: str) -> "np.ndarray":
     """uint8 (N, H, W, 3)."""
     from generators import unconditional
-    from pipeline import storage
     from pipeline.errors import UserError
-    from pipeline.images import square_crop
 
     how = {
         "seed": config.seed,
@@ -154,10 +155,25 @@ def _drawn(config: Sample, model: "Dalle", text: str) -> "np.ndarray":
         "guidance": config.guidance,
     }
     if config.image:
-        image = square_crop(storage.read_bytes(config.image), model.image_size)
+        image = _image(config.image, model.image_size)
         return model.complete(text, image, config.rows, config.n, **how)
     if text:
         return model.sample(text, config.n, **how)
     if not hasattr(model, "sample"):
         raise UserError(f"CKPT={config.ckpt} only encodes and decodes", "give a vae, gan or dalle")
     return unconditional.draw(model, range(config.n), config.seed)
+
+
+def _image(path: str, size: int) -> "np.ndarray":
+    """The middle square of a file's picture: uint8 (size, size, 3)."""
+    from pipeline import storage
+    from pipeline.errors import UserError
+    from pipeline.images import square_crop
+    from pipeline.limits import BadImage
+
+    try:
+        return square_crop(storage.read_bytes(path), size)
+    except OSError as error:
+        raise UserError(f"IMAGE={path}: {error.strerror or error}", "check the path") from error
+    except BadImage as error:
+        raise UserError(f"IMAGE={path} is no image: {error}", "give another one") from error

@@ -6,10 +6,13 @@ from jobs.fit_settings import Fit
 
 
 def factor(step: int, settings: Fit) -> float:
-    """What step 0, 1, ... multiplies `lr` by: warm-up, then the schedule down to min_lr_ratio."""
+    """What step 0, 1, ... multiplies `lr` by: warm-up, then the schedule down to min_lr_ratio.
+
+    The schedule ends after `schedule_steps`, where they are given, and its end stays.
+    """
     if step < settings.warmup_steps:
         return warmup(step, settings.warmup_steps)
-    length = max(1, settings.steps - settings.warmup_steps)
+    length = max(1, (settings.schedule_steps or settings.steps) - settings.warmup_steps)
     progress = min(1.0, (step - settings.warmup_steps) / length)
     return SCHEDULES[settings.schedule](progress, settings.min_lr_ratio)
 

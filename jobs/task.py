@@ -1,12 +1,14 @@
 """What the training loop needs of a model to train it: its batches, its loss, its metrics."""
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.feed import Batch, Place
+from jobs.feed import Batch
+from pipeline.places import Place
 
 
 class Task(Protocol):
@@ -48,22 +50,45 @@ class Task(Protocol):
 
         Of several processes each has samples of its own, and the mean of their losses is what is
         trained; the names of the scalars are the same on each.
+
+        A block that is compiled gets what changes from step to step as a tensor: it has a graph per
+        number, as it has one per shape.
         """
         ...
 
     def evaluate(self) -> dict[str, float]:
         """Metrics, in eval mode, without gradients, with the averaged weights where there are any.
 
-        Of several processes the first one is asked; the others wait.
+        Of several processes the first one is asked, and has all the weights; the others wait.
         """
         ...
 
     def blocks(self) -> Iterable[nn.Module]:
-        """Modules that activation checkpointing recomputes in the backward pass.
+        """Modules that are compiled one by one, sharded one by one by FSDP, and that activation
+        checkpointing recomputes in the backward pass.
 
+        They are reached by their call, and no one is inside of another.
         Dropout inside is replayed. `draws` is not, so noise is drawn outside of them; nor is a
         context that `loss` opens, as a choice of attention's kernel.
         """
+        ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A task that has an order of its own; others see each sample once per epoch, shuffled."""
+
+    def places(self, step: int, *, seed: int, batch_size: int) -> Sequence[Place]:
+        """The samples of a step's global batch, over all processes: a pure function."""
+        ...
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """A task that has pictures to look at."""
+
+    def pictures(self) -> Mapping[str, np.ndarray]:
+        """Name -> uint8 (N, H, W, 3), made as `evaluate` is, and just after it."""
         ...
 
 

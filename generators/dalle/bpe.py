@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from heapq import heappop, heappush
 from pathlib import Path
 
 import tokenizers
@@ -15,6 +15,7 @@ from pipeline.draws import Draws
 from pipeline.errors import UserError
 
 LONGEST_TEXT = 10_000  # characters that are read of a caption
+LONGEST_KNOWN = 256  # bytes of a word that is remembered; what has no spaces is one word
 LARGEST_FILE = 64 << 20  # bytes; one with 16,384 words has about 1 MB
 BYTES = 256  # words that there always are, so nothing is unknown
 
@@ -28,12 +29,11 @@ class Bpe:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        model = tokenizer.model
         self.tokenizer, self.size = tokenizer, tokenizer.get_vocab_size()
         self._ids: dict[str, int] = tokenizer.get_vocab()
         merges = json.loads(tokenizer.to_str())["model"]["merges"]
         self._ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
-        self._whole = lru_cache(1 << 16)(lambda word: [t.id for t in model.tokenize(word)])
+        self._whole = lru_cache(1 << 16)(self._tokenized)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
@@ -51,7 +51,7 @@ class Bpe:
         normal = self.tokenizer.normalizer.normalize_str(readable(text))
         found: list[int] = []
         for word, _ in self.tokenizer.pre_tokenizer.pre_tokenize_str(normal):
-            ids = self._whole(word)
+            ids = self._whole(word) if len(word) <= LONGEST_KNOWN else self._tokenized(word)
             # Each merge on the way to the whole word asks once, as long as nothing is dropped.
             if drops.pass_over(len(word) - len(ids)):
                 found += ids
@@ -59,18 +59,43 @@ class Bpe:
                 found += [self._ids[piece] for piece in self._merged(word, drops)]
         return found
 
+    def _tokenized(self, word: str) -> list[int]:
+        return [token.id for token in self.tokenizer.model.tokenize(word)]
+
     def _merged(self, word: str, drops: "_Drops") -> list[str]:
         pieces = list(word)
-        while True:
-            possible = sorted(
-                (self._ranks[pair], place)
-                for place, pair in enumerate(pairwise(pieces))
-                if pair in self._ranks
-            )
-            place = next((place for _, place in possible if not drops.next()), None)
-            if place is None:
-                return pieces
-            pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+        after = list(range(1, len(word) + 1))  # where the next piece begins, and the one before
+        before = list(range(-1, len(word)))
+        possible: list[tuple[int, int]] = []  # (rank, place), a heap
+
+        def offer(place: int) -> None:
+            if place >= 0 and after[place] < len(word):
+                rank = self._ranks.get((pieces[place], pieces[after[place]]))
+                if rank is not None:
+                    heappush(possible, (rank, place))
+
+        for place in range(len(word)):
+            offer(place)
+        dropped: list[tuple[int, int]] = []
+        while possible:
+            rank, place = heappop(possible)
+            end = after[place]
+            pair = (pieces[place], pieces[end]) if end < len(word) else ("", "")
+            if self._ranks.get(pair) != rank:
+                continue  # one of the two has grown since, or is part of another
+            if drops.next():
+                dropped.append((rank, place))
+                continue
+            pieces[place] += pieces[end]
+            pieces[end] = ""
+            after[place] = after[end]
+            before[after[end]] = place
+            offer(before[place])
+            offer(place)
+            for again in dropped:
+                heappush(possible, again)
+            dropped.clear()
+        return [piece for piece in pieces if piece]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, as it was normalised; padding tokens are left out."""

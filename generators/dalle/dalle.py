@@ -30,10 +30,12 @@ def prepare(config: Config, texts: Iterable[str], first_stage: str) -> Prepared:
             "DALL-E learns the tokens of a first stage, and none is given",
             "train one, for example MODEL=dvae, and give FIRST_STAGE=<its folder>",
         )
-    stage = checkpoint.load_module(first_stage)
-    if not hasattr(stage, "decode_tokens"):
-        name = checkpoint.describe(first_stage)["model"]
-        raise UserError(f"FIRST_STAGE={first_stage} is a {name}, without codes", "give a dvae")
+    record, stage = checkpoint.describe(first_stage), checkpoint.load_module(first_stage)
+    if not hasattr(stage, "tokens"):  # VQ-VAE-2 has two grids of them
+        raise UserError(
+            f"FIRST_STAGE={first_stage} is a {record['model']}, without codes in one grid",
+            "give a dvae",
+        )
     tokenizer = bpe.train(texts, config.text_vocabulary)
     fitted = replace(
         config,
@@ -48,5 +50,5 @@ def prepare(config: Config, texts: Iterable[str], first_stage: str) -> Prepared:
         fitted,
         {"tokenizer": tokenizer, "first_stage": stage},
         {"words_sha256": words, "first_stage_sha256": weights},
-        partial(save_parts, tokenizer=tokenizer, first_stage=first_stage),
+        partial(save_parts, tokenizer=tokenizer, first_stage=stage, record=record),
     )

@@ -3,6 +3,7 @@
 # B samples, T text tokens, N image tokens, P = 1 + T inputs before the image, H heads, C channels,
 # K codes, D width
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,8 @@ from generators.dalle.masks import Mask
 from generators.dalle.transformer import Config, Transformer
 from pipeline.draws import Draws
 from pipeline.errors import UserError
+
+_COLDEST = 1e-30  # nearer to 0, 0 / 0 would come of it; at this one, only equals have a chance
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,16 @@ class Choice:
                 f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: impossible",
                 "give a temperature and top_k from 0 on, and a top_p above 0 and up to 1",
             )
+        if not math.isfinite(self.guidance):
+            raise UserError(f"guidance {self.guidance} is impossible", "give a number")
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """fp32 logits (B, K) and uniforms (B,) on [0, 1) -> ids (B,), by the inverse of the CDF."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         num, order = logits.shape[-1], None
-        logits = logits / self.temperature
+        logits = logits - logits.amax(dim=-1, keepdim=True)
+        logits = logits / max(self.temperature, _COLDEST)
         if 0 < self.top_k < num or self.top_p < 1:
             logits, order = logits.topk(min(self.top_k or num, num), dim=-1)
         mass = logits.double().softmax(dim=-1)

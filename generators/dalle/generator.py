@@ -1,6 +1,5 @@
 """A trained DALL-E as one uses it: captions in, images out."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from generators.dalle.decode import Choice, draw
 from generators.dalle.training import padded, require_fit
 from generators.dalle.transformer import Transformer
 from generators.pixels import to_images, to_model
-from pipeline import storage
 from pipeline.draws import Draws
 from pipeline.errors import UserError
 
@@ -138,10 +136,13 @@ def load(model: Transformer, folder: Path | str) -> Dalle:
     return Dalle(model, tokenizer, first_stage)
 
 
-def save_parts(folder: Path | str, tokenizer: Bpe, first_stage: Path | str) -> None:
-    """Writes what `load` reads beside the weights: the words, and a copy of the first stage's folder."""
+def save_parts(folder: Path | str, tokenizer: Bpe, first_stage: nn.Module, record: dict) -> None:
+    """Writes what `load` reads beside the weights: the words, and the first stage as it was trained with.
+
+    record: what `checkpoint.describe` said of it. Its folder may hold another one by now.
+    """
     folder = Path(folder)
     tokenizer.save(folder / TOKENIZER)
-    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
-        with storage.write_atomic(str(folder / FIRST_STAGE / name)) as part:
-            shutil.copyfile(Path(first_stage) / name, part)
+    weights = first_stage.state_dict()
+    name, about = record["model"], record["about"]
+    checkpoint.save(folder / FIRST_STAGE, name, first_stage.config, weights, about)

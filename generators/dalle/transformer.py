@@ -134,16 +134,16 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_parameters(self) -> None:
-        """Normal by fan-in, as wide models and narrow ones need; embeddings a few times larger.
+        """Normal by fan-in, as wide models and narrow ones need; tables with deviation 0.1.
 
         What a block adds is scaled by 1 / sqrt(2 L) of L blocks, so that the stream's variance does
         not grow with depth (GPT-2, section 2.3). The last layers start near 0: every token is then
         equally likely.
         """
         for table in (self.text_embedding.weight, self.image_embedding.weight, self.start):
-            nn.init.normal_(table, std=0.5)
+            nn.init.normal_(table, std=0.1)
         for table in (self.text_position, self.row_embedding, self.column_embedding):
-            nn.init.normal_(table, std=0.25)
+            nn.init.normal_(table, std=0.1)
         for block in self.blocks:
             for linear in (block.attention.qkv, block.attention.out, block.mlp[0], block.mlp[2]):
                 nn.init.normal_(linear.weight, std=linear.in_features**-0.5)

@@ -74,10 +74,11 @@ class Inception:
 
 
 def _clean(image: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) -> float32 (3, 299, 299) in 0 to 255, by Pillow, each channel in floats."""
+    """uint8 (H, W, 3) -> float32 (3, 299, 299) by Pillow, each channel in floats, cut to 0 to 255."""
     channels = (Image.fromarray(image[..., c].astype(np.float32)) for c in range(3))
     size = (SIDE, SIDE)
-    return np.stack([np.asarray(c.resize(size, Image.Resampling.BICUBIC)) for c in channels])
+    resized = [np.asarray(c.resize(size, Image.Resampling.BICUBIC)) for c in channels]
+    return np.stack(resized).clip(0, 255)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ def discriminator_loss(discriminator: nn.Module, real: Tensor, fake: Tensor, for
     hinge: 1705.02894 and 1802.05957, equation 16. non_saturating: 1406.2661, equation 1.
     Logits that run ever further apart, or meet, say that one player has won.
     """
-    on_real, on_fake = discriminator(real), discriminator(fake.detach())
+    on_real, on_fake = discriminator(real).float(), discriminator(fake.detach()).float()
     of_real, of_fake, _ = _FORMS[form]
     loss = (of_real(on_real).mean() + of_fake(on_fake).mean()) / 2
     return Verdict(loss, on_real.detach().mean(), on_fake.detach().mean())
@@ -47,7 +47,7 @@ def generator_loss(discriminator: nn.Module, fake: Tensor, form: Form) -> Tensor
 
     hinge: 1802.05957, equation 17. non_saturating: 1406.2661, section 3.
     """
-    return _FORMS[form][2](held(discriminator, fake)).mean()
+    return _FORMS[form][2](held(discriminator, fake).float()).mean()
 
 
 def held(discriminator: nn.Module, images: Tensor) -> Tensor:
@@ -93,6 +93,6 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor) -> Tensor:
     A scalar, whose gradient is the discriminator's; of an image's patches the mean logit counts.
     """
     real = real.detach().requires_grad_()
-    logits = discriminator(real).flatten(1).mean(dim=1)
+    logits = discriminator(real).float().flatten(1).mean(dim=1)
     (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
     return slope.flatten(1).square().sum(dim=1).mean()

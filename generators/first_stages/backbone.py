@@ -28,13 +28,14 @@ class FirstStageConfig:
     mid_attention: bool = True
     """Whether the middle, at the latents' resolution, attends."""
     norm_groups: int = 32
-    """Of the group normalisations."""
+    """Of the group normalisations, whose means are of the whole image; 0 is none, as in VQ-VAE's own
+    networks. A latent then depends on its surroundings alone, which makes tokens easier to predict."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # JSON knows lists only
         if not self.channels or min(self.channels) < 1:
             raise UserError(f"channels {self.channels} are not possible", "give one per resolution")
-        if any(width % self.norm_groups for width in self.channels):
+        if self.norm_groups and any(width % self.norm_groups for width in self.channels):
             raise UserError(
                 f"channels {self.channels} are not divisible by norm_groups {self.norm_groups}",
                 "give multiples of it",
@@ -64,21 +65,23 @@ class FirstStageConfig:
 def encoder(config: FirstStageConfig, outputs: int, inputs: int = COLOURS) -> nn.Module:
     """(B, inputs, H, W) -> (B, outputs, h, w); the encoder of diffusers' AutoencoderKL and VQModel."""
     kinds = _kinds(config, "DownEncoderBlock2D", "AttnDownEncoderBlock2D")
-    return _networks().Encoder(
+    network = _networks().Encoder(
         in_channels=inputs,
         out_channels=outputs,
         down_block_types=kinds,
         double_z=False,
         **_shared(config),
     )
+    return network if config.norm_groups else _without_norms(network)
 
 
 def decoder(config: FirstStageConfig, inputs: int, outputs: int = COLOURS) -> nn.Module:
     """(B, inputs, h, w) -> (B, outputs, H, W); the decoder of diffusers' AutoencoderKL and VQModel."""
     kinds = _kinds(config, "UpDecoderBlock2D", "AttnUpDecoderBlock2D")[::-1]
-    return _networks().Decoder(
+    network = _networks().Decoder(
         in_channels=inputs, out_channels=outputs, up_block_types=kinds, **_shared(config)
     )
+    return network if config.norm_groups else _without_norms(network)
 
 
 def diffusers_config(config: FirstStageConfig) -> dict[str, Any]:
@@ -98,9 +101,17 @@ def _shared(config: FirstStageConfig) -> dict[str, Any]:
     return {
         "block_out_channels": config.channels,
         "layers_per_block": config.layers,
-        "norm_num_groups": config.norm_groups,
+        "norm_num_groups": config.norm_groups or 1,
         "mid_block_add_attention": config.mid_attention,
     }
+
+
+def _without_norms(network: nn.Module) -> nn.Module:
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, nn.Identity())
+    return network
 
 
 def _kinds(config: FirstStageConfig, plain: str, attending: str) -> tuple[str, ...]:

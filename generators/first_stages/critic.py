@@ -19,7 +19,7 @@ from generators.first_stages.adversarial import (
 )
 from generators.first_stages.backbone import FirstStageConfig
 from generators.first_stages.family import FirstStage, Outputs, ReconstructionTask
-from generators.first_stages.patchgan import PatchGAN
+from generators.first_stages.patchgan import PatchGAN, require_patch
 from generators.first_stages.perceptual import distance
 from generators.first_stages.perceptual import load as load_features
 from generators.first_stages.quality import batched, psnr
@@ -141,6 +141,7 @@ class AdversarialTask(ReconstructionTask):
         **rules: Any,
     ) -> None:
         super().__init__(model, source, held_out=held_out)
+        require_patch(model.config.image_size, model.config.disc_layers)  # before disc_start
         self.rules = Rules(perceptual=load_features(perceptual), **rules)
         self.disc_lr = disc_lr
 

@@ -1,6 +1,7 @@
 """KL and VQ first stages as folders that diffusers loads (AutoencoderKL, VQModel), and back."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ def save(model: kl.Model | vqgan.Model, folder: Path | str) -> None:
     diffusers gives the same latents and the same images. Its VQModel quantises what it decodes, and
     with that rounds differently in the last bits.
     """
+    if not model.config.norm_groups:
+        raise UserError(
+            "diffusers has no first stage without normalisation",
+            "train one with norm_groups above 0",
+        )
     config = backbone.diffusers_config(model.config)
     if isinstance(model, kl.Model):
         peer = _diffusers().AutoencoderKL(**config, scaling_factor=model.scale.factor)
@@ -48,19 +54,19 @@ def load(folder: Path | str) -> kl.Model | vqgan.Model:
         peer = peer_class.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
         )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        settings = dict(peer.config)
+        module = kl if kind == "AutoencoderKL" else vqgan
+        model = module.Model(_config(module, settings))
+    except (OSError, ValueError, RuntimeError, TypeError, ArithmeticError) as error:
         why = " ".join(str(error).split())[:300]
         raise UserError(f"diffusers cannot read {folder}: {why}", "give a whole folder") from error
-    settings = dict(peer.config)
-    module = kl if kind == "AutoencoderKL" else vqgan
-    model = module.Model(_config(module, settings))
     _require_same(folder, settings, _expected(model))
     found = model.load_state_dict(peer.state_dict(), strict=False)
     foreign = [name for name in found.missing_keys if name.startswith(_PARTS)]
     if foreign or found.unexpected_keys:
         raise ValueError(f"weights that do not fit: {foreign}, {found.unexpected_keys}")
     if isinstance(model, kl.Model):
-        model.scale.set(1 / settings["scaling_factor"])
+        model.scale.set(1 / _scaling(folder, settings["scaling_factor"]))
     return model.eval().requires_grad_(False)
 
 
@@ -110,13 +116,18 @@ def _require_same(folder: Path | str, settings: dict[str, Any], expected: dict[s
             )
 
 
-def _described(folder: Path | str) -> tuple[str, dict[str, Any]]:
+def _scaling(folder: Path | str, factor: Any) -> float:
+    if not (isinstance(factor, int | float) and 0 < factor < math.inf):
+        raise UserError(f"{folder} has scaling_factor {factor!r}", "give a number above 0 there")
+    return factor
 
+
+def _described(folder: Path | str) -> tuple[str, dict[str, Any]]:
     path = Path(folder) / "config.json"
     try:
         settings = json.loads(path.read_bytes())
         return str(settings.get("_class_name", "")), settings
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is no configuration of diffusers: {error}", "give another folder"
         ) from error

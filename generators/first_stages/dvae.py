@@ -45,6 +45,19 @@ class Config:
         return 1 << (self.groups - 1)
 
     def __post_init__(self) -> None:
+        least = {
+            "image_size": 1,
+            "vocabulary": 2,
+            "n_hid": 4,
+            "n_init": 1,
+            "groups": 1,
+            "blocks": 1,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UserError(
+                    f"{name} {getattr(self, name)} is too small", f"give {bound} or more"
+                )
         if self.image_size % self.factor:
             raise UserError(
                 f"image_size {self.image_size} is no multiple of {self.factor}, a code's pixels",

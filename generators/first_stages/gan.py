@@ -18,11 +18,11 @@ from generators.first_stages.adversarial import (
     generator_loss,
     gradient_penalty,
 )
-from generators.first_stages.patchgan import PatchGAN
+from generators.first_stages.patchgan import PatchGAN, require_patch
 from generators.noise import SampleNoise
-from generators.pixels import to_images
 from generators.preset import Gate, Preset
 from generators.task import SHOWN, Batch, GeneratorTask, decayed
+from generators.unconditional import sampled
 from pipeline.errors import UserError
 from pipeline.scenes.oracle import read_scene
 from pipeline.scenes.rendered import RenderedScenes
@@ -65,11 +65,7 @@ class Config:
                 f"{len(self.channels)} maps double it as often: give a multiple of "
                 f"{2 ** len(self.channels)}",
             )
-        if self.image_size // 2**self.disc_layers < 3:
-            raise UserError(
-                f"{self.disc_layers} disc_layers leave no patch of {self.image_size} pixels",
-                "give fewer",
-            )
+        require_patch(self.image_size, self.disc_layers)
 
     @property
     def coarsest(self) -> int:
@@ -192,14 +188,6 @@ class Task(GeneratorTask):
     def blocks(self) -> list[nn.Module]:
         """The discriminator is not called as it is, see adversarial.held."""
         return [self.model.generator]
-
-
-def sampled(model: Model, n: int) -> np.ndarray:
-    """uint8 (n, H, W, 3), always the same ones."""
-    device = next(model.parameters()).device
-    starts = range(0, n, quality.BATCH)
-    seeds = [range(start, min(start + quality.BATCH, n)) for start in starts]
-    return np.concatenate([to_images(model.sample(len(s), SampleNoise(s, device))) for s in seeds])
 
 
 def toy() -> Preset:

@@ -6,7 +6,18 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from pipeline.errors import UserError
+
 _SLOPE = 0.2  # of leaky ReLU below zero
+
+
+def require_patch(image_size: int, layers: int) -> None:
+    """UserError where an image of so many pixels a side has no logit."""
+    if image_size >> layers < 3:
+        raise UserError(
+            f"{layers} disc_layers leave no patch of {image_size} pixels",
+            "give fewer",
+        )
 
 
 class PatchGAN(nn.Module):

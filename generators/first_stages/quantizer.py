@@ -80,7 +80,8 @@ class VectorQuantizer(nn.Module):
             else:
                 codebook_loss = (latents.detach() - nearest).square().mean()
             straight = latents + (nearest - latents).detach()
-            if self.training and torch.is_grad_enabled():
+            learns = self.is_averaged or self.revive_after > 0
+            if learns and self.training and torch.is_grad_enabled():
                 self._learn(latents.detach(), tokens, noise, step)
             return Quantized(straight, tokens, codebook_loss, commitment)
 
@@ -118,7 +119,7 @@ class VectorQuantizer(nn.Module):
             total = self.counts.sum()
             smoothed = (self.counts + EPSILON) / (total + self.codes * EPSILON) * total
             self.embedding.weight.copy_(self.sums / smoothed[:, None])
-        elif self.revive_after:
+        else:
             _add_up(counts)
         if self.revive_after:
             self.idle.add_(1).masked_fill_(counts > 0, 0)

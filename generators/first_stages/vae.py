@@ -16,9 +16,9 @@ from generators.first_stages.backbone import FirstStageConfig
 from generators.first_stages.family import Outputs, ReconstructionTask
 from generators.first_stages.gaussian import GaussianFirstStage, gaussian_nll
 from generators.noise import SampleNoise
-from generators.pixels import to_images
 from generators.preset import Gate, Preset
 from generators.task import SHOWN, Batch
+from generators.unconditional import sampled
 from pipeline.scenes.oracle import read_scene
 from pipeline.scenes.rendered import RenderedScenes
 
@@ -100,14 +100,6 @@ def bound(model: Model, images: np.ndarray) -> dict[str, float]:
     elbo, kl = (values.mean() for values in quality.batched(model, call, images))
     bits = bits_per_dim(elbo, images[0].size)
     return {"elbo": float(elbo), "bits_per_dim": float(bits), "kl": float(kl)}
-
-
-def sampled(model: Model, n: int) -> np.ndarray:
-    """uint8 (n, H, W, 3) from the prior, always the same ones."""
-    device = next(model.parameters()).device
-    starts = range(0, n, quality.BATCH)
-    seeds = [range(start, min(start + quality.BATCH, n)) for start in starts]
-    return np.concatenate([to_images(model.sample(len(s), SampleNoise(s, device))) for s in seeds])
 
 
 def toy() -> Preset:

@@ -184,7 +184,7 @@ class Cache:
         try:
             return read_rows(requests)
         except OSError as e:
-            raise UserError(f"CACHE={storage.public(self.folder)}: {e}", _AGAIN) from e
+            raise self._unreadable(e) from e
 
     def _opened(self, tar: str) -> dict:
         """A shard's file, with what is kept of it in memory: `valid` and the lengths of its texts."""
@@ -208,13 +208,17 @@ class Cache:
                 "encode all shards: make encode SHARDS=<the mix>",
             ) from e
         except (OSError, ValueError) as e:
-            raise UserError(f"CACHE={storage.public(self.folder)}: {e}", _AGAIN) from e
+            raise self._unreadable(e) from e
         if file.record.config_hash != self._config_hash:
             raise UserError(
                 f"CACHE={storage.public(self.folder)}: {stem} was written with other settings",
                 _AGAIN,
             )
         return file
+
+    def _unreadable(self, error: Exception) -> UserError:
+        why = " ".join(storage.scrub(str(error), self.folder).split())
+        return UserError(f"CACHE={storage.public(self.folder)}: {why}", _AGAIN)
 
     def _empty(self) -> dict[str, np.ndarray]:
         """The embedding of the empty caption."""

@@ -1,6 +1,7 @@
 """Which caption a training reads: the stored one, or one of the blend's sources, drawn in every epoch."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from pipeline.places import Place
 from pipeline.schemas import STYLES
 
 STORED, MIX = "stored", "mix"
+_SURROGATES = re.compile("[\ud800-\udfff]")  # JSON can escape them, but no tokenizer takes them
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Caption:
 
 
 class BadCaption(ValueError):
-    """A sample's `.txt` or `.json` is no caption of ours: `reason` is invalid_text or invalid_json."""
+    """A sample has no caption that may be used: `reason` is invalid_text, invalid_json, no_caption or
+    taken_down.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -81,7 +85,7 @@ class Captions:
 
         def is_usable(source: str) -> bool:
             text = meta.get(json_field(source))
-            return isinstance(text, str) and bool(text)
+            return isinstance(text, str) and bool(text) and not _SURROGATES.search(text)
 
         seed = int(mix.get("seed") or 0)
         choice = blend.choose(wanted, str(uid), is_usable, STYLES, seed, epoch)

@@ -76,14 +76,17 @@ class Mixed:
 
     def texts(self, num: int) -> list[str]:
         """Stored captions from all over: of up to `num` samples, evenly spread over all shards."""
-        chosen = (np.arange(min(num, len(self))) * len(self) // min(num, len(self))).tolist()
-        found: list[str] = []
-        for number, shard in enumerate(self.shards):
-            first = self._ends[number] - shard.samples
-            own = [index - first for index in chosen if first <= index < self._ends[number]]
-            if own:
-                found += table_of(shard, ["text"]).column("text").take(pa.array(own)).to_pylist()
-        return found
+        num = min(num, len(self))
+        wanted: dict[int, list[int]] = {}
+        for shard, row in (self.locate(k * len(self) // num) for k in range(num)):
+            wanted.setdefault(shard, []).append(row)
+
+        def read(shard: int) -> list[str]:
+            texts = table_of(self.shards[shard], ["text"]).column("text")
+            return texts.take(pa.array(wanted[shard])).to_pylist()
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return [text for texts in pool.map(read, wanted) for text in texts]
 
     def name(self, index: int) -> str:
         """What to call a sample in a message."""

@@ -83,6 +83,9 @@ class Ranges:
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(_AT_ONCE, "ranges")
+            known = self._blocks.get(key)
+            if known and known[0].done() and known[0].exception():  # the store may be back
+                self._held -= self._blocks.pop(key)[1]
             if key in self._blocks:
                 self._blocks.move_to_end(key)
                 return self._blocks[key][0], begin
@@ -124,19 +127,31 @@ class _File:
             os.close(self.number)
 
 
-def _fetch(url: str, start: int, stop: int) -> bytes:
-    for wait in (*_WAITS, None):
+def read_patiently(url: str, offset: int, size: int) -> bytes:
+    """As `storage.read_range`; a store that fails is asked again before it is given up.
+
+    Raises OSError, whatever the store raises.
+    """
+    for wait in (*(() if storage.is_local(url) else _WAITS), None):
         try:
-            data = storage.read_range(url, start, stop - start)
-        except FileNotFoundError as e:
-            raise gone(url) from e
+            return storage.read_range(url, offset, size)
+        except (FileNotFoundError, PermissionError):
+            raise
         except Exception as e:  # stores raise whatever they like
-            if wait is None or isinstance(e, PermissionError):
-                raise unreadable(url, e) from e
+            if wait is None:
+                raise OSError(str(e)) from e
             time.sleep(wait)
-        else:
-            return _whole(data, Wanted(url, start, stop, (start, stop)))
     raise AssertionError
+
+
+def _fetch(url: str, start: int, stop: int) -> bytes:
+    try:
+        data = read_patiently(url, start, stop - start)
+    except FileNotFoundError as e:
+        raise gone(url) from e
+    except OSError as e:
+        raise unreadable(url, e) from e
+    return _whole(data, Wanted(url, start, stop, (start, stop)))
 
 
 def _whole(data: bytes, wanted: Wanted) -> bytes:

@@ -14,6 +14,7 @@ from pipeline.loading.mixed import Mixed
 from pipeline.loading.order import block_of
 from pipeline.loading.ranges import Ranges, Wanted
 from pipeline.places import Place
+from pipeline.tombstones import TAKEN_DOWN
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Reader:
             first = rows.span(row, *members)[0]
             text, source, drop, reason = "", "", False, ""
             try:
+                if row in rows.buried:
+                    raise BadCaption(TAKEN_DOWN)
                 begin, end = rows.span(row, text_member)
                 caption = self.captions.of(
                     place,

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import commit, storage
+from pipeline import commit, storage, tombstones
 from pipeline.errors import UserError
 from pipeline.limits import MAX_BYTES
+from pipeline.mix import KIND
 from pipeline.schemas import OK
 from pipeline.writing import MEMBERS
 
@@ -42,6 +43,8 @@ class Rows:
     places: Mapping[str, np.ndarray]
     sources: Sequence[str]
     _source: np.ndarray
+    buried: frozenset[int]
+    """Those that a take-down is still to cut out."""
 
     def span(self, row: int, *members: str) -> tuple[int, int]:
         """First byte, and the one behind the last, of some members of a sample."""
@@ -95,7 +98,8 @@ def read_rows(shard: TrainingShard) -> Rows:
         raise UserError(
             f"SHARDS: {storage.public(shard.url)} has {now} bytes, its mix wrote {then}", AGAIN
         )
-    table = table_of(shard, [*_PLACES, "caption_source"])
+    buried = _tombstones(shard)
+    table = table_of(shard, [*_PLACES, "caption_source", *(["uid"] if buried else [])])
     places = {name: table.column(name).to_numpy().astype(np.int64) for name in _PLACES}
     for member in MEMBERS:
         offset, size = places[f"{member}_offset"], places[f"{member}_size"]
@@ -110,7 +114,24 @@ def read_rows(shard: TrainingShard) -> Rows:
                 AGAIN,
             )
     source = table.column("caption_source").combine_chunks().dictionary_encode()
-    return Rows(places, source.dictionary.to_pylist(), source.indices.to_numpy().astype(np.int16))
+    uids = table.column("uid").to_pylist() if buried else []
+    return Rows(
+        places,
+        source.dictionary.to_pylist(),
+        source.indices.to_numpy().astype(np.int16),
+        frozenset(row for row, uid in enumerate(uids) if uid in buried),
+    )
+
+
+def _tombstones(shard: TrainingShard) -> frozenset[str]:
+    """The uids buried in the mix's data folder: a take-down that was killed left them in the tar."""
+    out, _, run = shard.folder.rpartition(f"/{KIND}/")
+    if not out or "/" in run or shard.url.startswith(("http://", "https://")):
+        return frozenset()
+    try:
+        return tombstones.load(out).uids
+    except Exception as e:  # stores raise whatever they like
+        raise unreadable(storage.join(out, tombstones.FILE), e) from e
 
 
 def stats_of(url: str) -> dict:

@@ -58,7 +58,8 @@ class _Worker:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.loading.worker"],
+            # -P: nothing of the working directory is imported.
+            [sys.executable, "-P", "-m", "pipeline.loading.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

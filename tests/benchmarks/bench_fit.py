@@ -4,7 +4,7 @@
 
 Both sides train the same model on the same batches with the same AdamW. The bare loop is what one
 would write in ten lines: forward, backward, step; with the features of a case, also torch's own
-clipping and weight averaging. Ours draws the order of samples, seeds dropout and noise, checks for
+clipping, weight averaging and noise, which ours draws for each sample by itself. Ours draws the order of samples, seeds dropout and noise, checks for
 NaN, writes metrics.jsonl and one checkpoint; all but the checkpoint and the building of the
 optimizer, which do not grow with steps, is in the measured time. Rounds alternate, the two sides
 in turn; times are CPU seconds of this process, so that other work on the machine does not count.
@@ -16,15 +16,17 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from jobs.feed import moved, places
+from generators.noise import SampleNoise
+from jobs.feed import moved
 from jobs.fit import BaseTask, Batch, Fit, Place, fit
+from pipeline.places import places
 
 WIDTH, TOKENS, DEPTH = 128, 32, 4
 BAR = 1.05
@@ -38,12 +40,14 @@ class Case:
     ema: float = 0.0
     clip_norm: float = 0.0
     prefetch: int = 2
+    noisy: bool = False
 
 
 CASES = (
     Case("plain"),
     Case("clip + EMA", ema=0.999, clip_norm=1.0),
     Case("no prefetch", prefetch=0),
+    Case("sample noise", noisy=True),
 )
 
 
@@ -52,8 +56,9 @@ class Transformer(BaseTask):
 
     size = 4096
 
-    def __init__(self) -> None:
+    def __init__(self, noise: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         torch.manual_seed(0)
+        self.noise = noise
         layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, batch_first=True, dropout=0.1)
         self.model = nn.Sequential(
             nn.Linear(16, WIDTH),
@@ -65,12 +70,23 @@ class Transformer(BaseTask):
 
     def batch(self, samples: Sequence[Place]) -> Batch:
         x = self.data[torch.tensor([place.index for place in samples])]
-        return x, x.sum(dim=2, keepdim=True)
+        seeds = [place.key("noise") for place in samples] if self.noise else []
+        return x, x.sum(dim=2, keepdim=True), torch.tensor(seeds)
 
     def loss(self, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         self.marks.append(time.process_time())
-        x, y = batch
+        x, y, seeds = batch
+        if self.noise:
+            x = x + 0.1 * self.noise(x, seeds)
         return (self.model(x) - y).square().mean(), {}
+
+
+def by_sample(x: Tensor, seeds: Tensor) -> Tensor:
+    return SampleNoise(seeds.tolist(), x.device).normal(*x.shape[1:])
+
+
+def at_once(x: Tensor, seeds: Tensor) -> Tensor:
+    return torch.randn_like(x)
 
 
 def seconds(task: Transformer) -> float:
@@ -80,14 +96,14 @@ def seconds(task: Transformer) -> float:
 
 
 def ours(case: Case, settings: Fit) -> tuple[float, Tensor]:
-    task = Transformer()
+    task = Transformer(by_sample if case.noisy else None)
     with tempfile.TemporaryDirectory() as out:
         fit(task, settings, Path(out))
     return seconds(task), task.model[2].weight.detach()
 
 
 def bare(case: Case, settings: Fit) -> tuple[float, Tensor]:
-    task = Transformer()
+    task = Transformer(at_once if case.noisy else None)
     model = task.model.to(settings.device).train()
     optimizer = torch.optim.AdamW(task.parameter_groups(), lr=settings.lr, fused=True)
     decay = torch.optim.swa_utils.get_ema_multi_avg_fn(case.ema)

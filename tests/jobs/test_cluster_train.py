@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from jobs import cluster, clustered
 from jobs.fit import fit
+from pipeline import storage
+from pipeline.errors import UserError
 from tests.support.fitting import Net
 from tests.support.ranked import SMOOTH
 
@@ -67,3 +70,30 @@ def test_nothing_of_ray_train_is_left_in_out(ended: tuple):
     assert sorted(p.name for p in (out / "plain").iterdir()) == ["training"]
     assert sorted(p.name for p in (out / "killed").iterdir()) == ["once", "training"]
     assert not (out / "refused/.ray").exists()
+
+
+def test_a_folder_that_is_trained_in_is_refused_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in (("connect", None), ("gpus", 0), ("cores", 2), ("_require_room", None)):
+        monkeypatch.setattr(cluster, name, lambda *asked, value=value, **how: value)
+    log = tmp_path / clustered.FOLDER / clustered.LOG
+    with storage.exclusive(str(log.parent / clustered.DRIVER)):
+        log.write_text("of the first")
+        with pytest.raises(UserError, match="is being written by another job"):
+            cluster.train(print, None, str(tmp_path))
+    assert log.read_text() == "of the first"
+
+
+def test_a_process_waits_for_one_that_was_killed_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(clustered, "_PATIENCE_SEC", 0.0)
+    given = {"function": print, "config": None, "out": str(tmp_path)}
+    (tmp_path / clustered.FOLDER).mkdir()
+    with (
+        storage.exclusive(str(tmp_path / "training")),
+        pytest.raises(UserError, match="is being written by another job"),
+    ):
+        clustered.work(given)
+    assert isinstance(clustered.verdict(tmp_path / clustered.FOLDER), UserError)

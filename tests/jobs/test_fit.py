@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from jobs import checkpoints
-from jobs.feed import mapped, places, split
+from jobs.feed import mapped, split
 from jobs.fit import BaseTask, Diverged, Fit, fit
 from jobs.optimizers import build
 from jobs.schedules import factor
 from jobs.training import Training
 from pipeline.draws import key64
 from pipeline.errors import UserError
+from pipeline.places import Place, places
 from tests.support.fitting import Line, Net
 
 QUICK = Fit(steps=6, batch_size=6, lr=1e-2, device="cpu", clip_norm=0.0, log_every=2)
@@ -161,6 +162,18 @@ def test_moving_average_is_the_formula(tmp_path):
     assert checkpoints.about(tmp_path / "model.safetensors")["weights"] == "averaged"
 
 
+def test_an_average_of_every_third_step_passes_the_others_over(tmp_path):
+    task, seen = Line(), []
+    average = task.model.weight.detach().clone()
+    task.model.register_forward_hook(lambda m, *_: seen.append(m.weight.detach().clone()))
+    fit(task, replace(QUICK, steps=11, ema=0.3, ema_every=3), tmp_path)
+    for number, after in enumerate((3, 6, 9)):  # `seen` holds the weights before step 0, 1, ...
+        decay = min(0.3, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * seen[after]
+    tensors, _ = checkpoints.newest(tmp_path / "checkpoints")
+    assert torch.allclose(tensors["ema/weight"], average, atol=1e-7)
+
+
 def test_averages_are_evaluated_and_the_weights_come_back(tmp_path):
     class Watched(Net):
         seen = ()
@@ -213,6 +226,29 @@ def test_schedules_at_their_ends(schedule):
     assert factor(60, settings) == pytest.approx((1 + end) / 2)
     factors = [factor(step, settings) for step in range(10, 111)]
     assert factors == sorted(factors, reverse=True)
+
+
+def test_a_schedule_may_end_before_the_training():
+    settings = Fit(steps=500, warmup_steps=10, schedule_steps=110, min_lr_ratio=0.1)
+    whole = Fit(steps=110, warmup_steps=10, min_lr_ratio=0.1)
+    assert [factor(s, settings) for s in range(110)] == [factor(s, whole) for s in range(110)]
+    after = [factor(step, settings) for step in (110, 111, 300, 499)]
+    assert after == pytest.approx([0.1] * 4)
+
+
+class Backwards(Line):
+    """Its own order of samples: from the last one on."""
+
+    def places(self, step, *, seed, batch_size):
+        positions = range(step * batch_size, (step + 1) * batch_size)
+        return [Place(seed, step, 0, self.size - 1 - p) for p in positions]
+
+
+def test_a_task_may_have_an_order_of_its_own(tmp_path):
+    task = Backwards()
+    fit(task, replace(QUICK, steps=3, accumulate=2), tmp_path)
+    assert [place.index for place in task.seen] == list(range(39, 21, -1))
+    assert [place.step for place in task.seen] == [0] * 6 + [1] * 6 + [2] * 6
 
 
 def test_clipping_bounds_the_gradient_and_reports_it_unclipped(tmp_path):
@@ -435,6 +471,9 @@ def test_fp16_stops_where_nothing_ever_fits():
         ({"steps": 0}, "--steps 0"),
         ({"batch_size": 4, "accumulate": 5}, "--accumulate 5 .*from 1 to 4"),
         ({"warmup_steps": 99, "steps": 9}, "--warmup-steps 99"),
+        ({"warmup_steps": 9, "schedule_steps": 8}, "--schedule-steps 8 .*--warmup-steps 9"),
+        ({"schedule_steps": 10, "steps": 9}, "--schedule-steps 10"),
+        ({"ema_every": 0}, "--ema-every 0"),
         ({"lr": -1.0}, "--lr -1.0"),
         ({"lr": float("nan")}, "--lr nan"),
         ({"betas": (0.9, 1.0)}, "--betas 0.9 1.0"),

@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from jobs import checkpoints, fit
-from jobs.feed import feed, places, split
+from jobs.feed import feed, split
 from jobs.ranks import Ranks, joined
 from jobs.tracking import CLOCK
 from pipeline import storage
 from pipeline.draws import key64
 from pipeline.errors import UserError
+from pipeline.places import places
 from tests.support import ranked
 from tests.support.fitting import Line
 from tests.support.processes import Ended, run_together
@@ -124,7 +125,7 @@ def test_the_captions_of_the_two_differ_much_in_length(both):
     first = places(0, seed=2, size=ranked.SIZE, batch_size=ranked.SMOOTH.batch_size)
     for micro in split(first, ranked.SMOOTH.accumulate):
         lengths = [len(caption.split()) for _, caption in examples(micro)]
-        assert lengths == [3, 30] * 2
+        assert lengths == [3, 3, 30, 30]
     captioning = [line["captioning"] for line in lines(both[1] / "base")]
     assert captioning[-1] != pytest.approx(captioning[0], rel=1e-3)
 
@@ -181,7 +182,7 @@ def test_what_is_no_number_in_one_stops_all(tmp_path):
     (said,) = [process.err for process in ended if process.err]
     assert said.startswith("step 6: the loss is no finite number; samples ")
     whole = places(5, seed=0, size=ranked.Poisoned.size, batch_size=ranked.NOISY.batch_size)
-    seconds = [place.index for micro in split(whole, 2) for place in micro[1::2]]
+    seconds = [place.index for micro in split(whole, 2) for place in split(micro, 2)[1]]
     bad = json.loads((tmp_path / "out/bad_batch.json").read_text())
     assert [sample["index"] for sample in bad["samples"]] == seconds
     assert len(bad["losses"]) == 4
@@ -197,6 +198,7 @@ def test_what_is_no_number_in_one_stops_all(tmp_path):
         ("held", "is being written by another job"),
         ("strange", "process 1 trains another task than process 0: task.size (not 40, is 41)"),
         ("broken", "a shard is gone"),
+        ("refused", "--parallel fsdp does not go with Muon"),
     ],
 )
 def test_a_users_mistake_ends_all_with_one_message(what, words, both, tmp_path):
@@ -216,15 +218,19 @@ def test_a_users_mistake_ends_all_with_one_message(what, words, both, tmp_path):
 
 def test_ranks_share_the_samples_of_one_process():
     settings = replace(ranked.SMOOTH, batch_size=12, steps=3, prefetch=0)
+
+    def order(step):
+        return places(step, seed=0, size=21, batch_size=12)
+
     parts = [
-        [samples for samples, _ in feed(list, 21, settings, start=1, pin=False, rank=r, world=3)]
+        [samples for samples, _ in feed(list, order, settings, start=1, pin=False, rank=r, world=3)]
         for r in range(3)
     ]
     for micro, of_ranks in enumerate(zip(*parts, strict=True)):
         step, part = 1 + micro // 2, micro % 2
-        whole = split(places(step, seed=0, size=21, batch_size=12), 2)[part]
+        whole = split(order(step), 2)[part]
         assert [len(samples) for samples in of_ranks] == [2, 2, 2]
-        assert [place for row in zip(*of_ranks, strict=True) for place in row] == whole
+        assert [place for samples in of_ranks for place in samples] == whole
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

@@ -148,7 +148,7 @@ def test_a_signal_between_two_steps_is_seen_after_the_next(tmp_path, monkeypatch
         answers = iter([False])
         yield lambda: next(answers, True)
 
-    monkeypatch.setattr("jobs.fit._interruptible", signalled)
+    monkeypatch.setattr("jobs.fit.interruptible", signalled)
     with pytest.raises(KeyboardInterrupt, match="stopped after 2 of 8"):
         fit(Line(), replace(QUICK, checkpoint_every=8), tmp_path)
     assert steps(tmp_path) == [2]
@@ -344,6 +344,28 @@ def test_what_changes_no_weights_may_change(tmp_path):
     tensors = [checkpoints.load(o / "model.safetensors")[0] for o in (out, tmp_path / "constant")]
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[1])
     assert json.loads((out / "fit.json").read_text())["settings"]["steps"] == 8
+
+
+def test_what_came_after_the_end_of_a_schedule_may_be_prolonged(tmp_path):
+    ended = replace(QUICK, schedule_steps=4)
+    fit(Line(), ended, tmp_path / "out")
+    longer = replace(ended, steps=12)
+    assert fit(Line(), longer, tmp_path / "out").resumed_from == 8
+    fit(Line(), longer, tmp_path / "whole")
+    paths = [tmp_path / name / "model.safetensors" for name in ("out", "whole")]
+    out, whole = (checkpoints.load(path)[0] for path in paths)
+    assert all(torch.equal(out[name], whole[name]) for name in whole)
+
+
+def test_a_record_from_before_a_setting_goes_on_with_its_default(tmp_path):
+    fit(Line(), QUICK, tmp_path)
+    path = tmp_path / "fit.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["ema_every"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"ema_every \(was 1, is 2\)"):
+        fit(Line(), replace(QUICK, ema_every=2), tmp_path)
+    assert fit(Line(), QUICK, tmp_path).resumed_from == 8
 
 
 def test_lines_after_the_checkpoint_are_cut(tmp_path):

@@ -19,10 +19,12 @@ from captioner.model import random_model
 from captioner.training import FineTuning, Pretraining, StyleModel, init_from_fan_in
 from jobs import __main__ as command_line
 from jobs import ranks
-from jobs.feed import places, split
+from jobs.feed import split
 from jobs.fit import Fit, Task, fit
 from pipeline.errors import UserError
+from pipeline.places import places
 from tests.support.fitting import RUN, Line, Net
+from tests.support.sliced import SLICED
 
 NOISY = replace(RUN, batch_size=12)
 """Dropout and noise, two micro-batches, averaged weights; three processes can share it."""
@@ -79,6 +81,10 @@ def equal(out: Path) -> None:
     fitted(task, replace(SMOOTH, seed=2, activation_checkpointing=True), out / "style")
 
 
+def refused(out: Path) -> None:
+    fit(Net(), replace(SLICED, evaluate_every=0, best=""), out)
+
+
 class Half(Net):
     """A parameter that no step uses, and one that what the loss leaves out would use."""
 
@@ -128,7 +134,8 @@ def long_ones() -> set[int]:
     found = set()
     for step in range(SMOOTH.steps):
         whole = places(step, seed=2, size=SIZE, batch_size=SMOOTH.batch_size)
-        found.update(p.index for micro in split(whole, SMOOTH.accumulate) for p in micro[1::2])
+        for micro in split(whole, SMOOTH.accumulate):
+            found.update(place.index for place in split(micro, 2)[1])
     return found
 
 

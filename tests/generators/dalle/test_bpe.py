@@ -113,6 +113,30 @@ def test_dropout_has_the_paper_s_distribution(words, dropout):
         assert abs(a - b) < 4.5 * math.sqrt((a + b) / num) + 1e-3
 
 
+class Counted(dict):
+    """How often anything is looked up."""
+
+    looked = 0
+
+    def get(self, key, default=None):
+        self.looked += 1
+        return super().get(key, default)
+
+    def __contains__(self, key):
+        self.looked += 1
+        return super().__contains__(key)
+
+
+@pytest.mark.parametrize("text", ["ab" * 5000, "\u6f22\u5b57" * 5000])
+def test_a_text_without_spaces_costs_no_more_than_its_length(text):
+    words = bpe.train([text, *TEXTS], 400)
+    words._ranks = Counted(words._ranks)
+    ids = words.encode_dropped(text, 0.2, Draws(0))
+    assert words.decode(ids) == text and ids != words.encode(text)
+    assert words._ranks.looked < 6 * len(text.encode())
+    assert words._whole.cache_info().currsize == 0  # many of these would fill the memory
+
+
 def test_dropout_depends_on_its_draws_alone(words):
     text = TEXTS[0]
     once = [words.encode_dropped(text, 0.3, Draws(1, i)) for i in range(20)]

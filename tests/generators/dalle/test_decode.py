@@ -137,6 +137,9 @@ def test_choices_follow_the_distribution():
     torch.testing.assert_close(nucleus, expected, **close)
     assert frequencies(Choice(temperature=0), logits)[2] == 1
     assert frequencies(Choice(top_p=1e-9), logits)[2] == 1
+    for coldest in (1e-4, 1e-40, 5e-324):
+        assert frequencies(Choice(coldest), logits)[2] == 1
+        assert frequencies(Choice(coldest, top_k=3, top_p=0.9), logits)[2] == 1
     torch.testing.assert_close(frequencies(Choice(top_k=99), logits), logits.softmax(0), **close)
 
 
@@ -154,6 +157,8 @@ def test_the_edges_of_the_uniforms_choose_tokens_that_can_be():
         {"top_p": 0},
         {"top_p": 1.1},
         {"temperature": float("nan")},
+        {"guidance": float("inf")},
+        {"guidance": float("nan")},
     ],
 )
 def test_impossible_choices_are_refused(bad):

@@ -64,7 +64,21 @@ def test_a_model_is_built_from_its_captions_and_its_first_stage(first_stage):
     assert task.loss(batch, torch.Generator())[0].isfinite()
 
 
-@pytest.mark.parametrize("name", ["", "gan"])
+def test_the_first_stage_that_it_was_trained_with_is_kept(first_stage, tmp_path):
+    """Another one may be trained in the same folder meanwhile."""
+    before = (first_stage / "model.safetensors").read_bytes()
+    shutil.copytree(first_stage, tmp_path / "stage")
+    prepared = prepared_from(tmp_path / "stage")
+    module = models.find("dvae")
+    config = module.Config(**DVAE)
+    checkpoint.save(tmp_path / "stage", "dvae", config, module.Model(config).state_dict(), {})
+    prepared.save_parts(tmp_path / "dalle")
+    kept = tmp_path / "dalle" / "first_stage"
+    assert (kept / "model.safetensors").read_bytes() == before
+    assert checkpoint.describe(kept) == checkpoint.describe(first_stage)
+
+
+@pytest.mark.parametrize("name", ["", "gan", "vqvae2"])
 def test_a_first_stage_with_codes_is_needed(name, tmp_path):
     if name:
         module = models.find(name)

@@ -71,6 +71,14 @@ def test_clean_resizing_does_not_alias(weights, images):
     assert not np.allclose(other, Inception(weights / "weights.safetensors")(images), rtol=1e-3)
 
 
+def test_clean_resizing_has_no_pixel_beyond_white_and_black():
+    """Bicubic curves overshoot an edge, and clean-fid cuts that off."""
+    edge = np.zeros((40, 40, 3), np.uint8)
+    edge[:, 20:] = 255
+    found = _clean(edge)
+    assert (found.min(), found.max()) == (0, 255) and found.dtype == np.float32
+
+
 class _Bomb:
     def __reduce__(self):
         return (print, ("unpickled!",))

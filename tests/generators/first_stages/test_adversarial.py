@@ -119,3 +119,19 @@ def test_gradient_penalty_of_a_known_slope():
     assert float(found.detach()) == pytest.approx(5.25)
     found.backward()
     torch.testing.assert_close(network.weight.grad, 2 * network.weight.detach())
+
+
+@pytest.mark.parametrize("form", ["hinge", "non_saturating"])
+def test_losses_are_fp32_under_autocast(form):
+    """The logits are of half precision there, and 1 + 1/1000 is no bf16 number."""
+    torch.manual_seed(0)
+    discriminator, (real, fake) = PatchGAN(8, 1), torch.randn(2, 2, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = discriminator(fake)
+        verdict = discriminator_loss(discriminator, real, fake, form)
+        fooled = generator_loss(discriminator, fake, form)
+        penalty = gradient_penalty(discriminator, real)
+    assert logits.dtype == torch.bfloat16
+    assert {value.dtype for value in (*verdict, fooled, penalty)} == {torch.float32}
+    if form == "hinge":
+        torch.testing.assert_close(fooled, -logits.float().mean(), rtol=1e-6, atol=0)

@@ -1,6 +1,7 @@
 """When the discriminator has a say, what is recorded of it, and that several processes train as one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,6 +88,13 @@ def test_the_discriminator_is_a_group_of_its_own():
     slow = {p for group in groups if group.get("lr_scale") == 0.25 for p in group["params"]}
     assert slow == set(model.critic.parameters())
     assert {p for group in groups for p in group["params"]} == set(model.parameters())
+
+
+def test_images_without_a_patch_are_refused_before_the_discriminator_is_needed():
+    model = duels.plain()
+    model.config = replace(model.config, disc_layers=3)
+    with pytest.raises(UserError, match="3 disc_layers leave no patch of 16 pixels"):
+        Task(model, SCENES, disc_start=50_001)
 
 
 def test_fsdp_is_refused(monkeypatch):

@@ -110,6 +110,21 @@ def test_other_weights_are_refused_by_name(spoil, said):
     assert said in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("width", "names", "said"),
+    [
+        (8, [], "groups 0 is too small"),
+        (0, ["blocks.group_1.block_1.x"], "n_hid 0 is too small"),
+        (2, ["blocks.group_1.block_1.x"], "n_hid 2 is too small"),
+        (8, [f"blocks.group_{i}.block_1.x" for i in range(70)], "image_size 256 is no multiple"),
+    ],
+)
+def test_sizes_that_no_network_has_are_refused(width, names, said):
+    encoder = {"blocks.input.w": torch.zeros(width, 3, 7, 7)} | dict.fromkeys(names, torch.zeros(1))
+    with pytest.raises(UserError, match=said):
+        from_openai(encoder, {"blocks.input.w": torch.zeros(4, 16, 1, 1)})
+
+
 def test_a_pickle_is_not_read(tmp_path):
     path = tmp_path / "encoder.pkl"
     torch.save(dall_e.Encoder(**SMALL), path)

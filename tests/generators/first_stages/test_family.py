@@ -1,6 +1,7 @@
 """What holds for each first stage with a chosen bottleneck: it trains, resumes, saves, and is rebuilt."""
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from generators import checkpoint, models
-from generators.first_stages import quality
+from generators.first_stages import quality, vae
 from generators.noise import SampleNoise
 from jobs.fit import Fit, fit
 from pipeline.errors import UserError
@@ -152,6 +153,44 @@ def test_a_codebook_that_is_learned_by_its_loss(name):
     loss, _ = task.loss(task.batch(TRAIN.places(0, seed=0, batch_size=4)), torch.Generator())
     loss.backward()
     assert task.model.quantize.embedding.weight.grad.abs().sum() > 0
+
+
+def test_the_vaes_loss_is_the_bound_per_value():
+    """Its KL term has the weight of the step; the bits are always those of the bound itself."""
+    task = made("vae")
+    task = vae.Task(task.model, TRAIN, beta=2.0, warmup=8)
+    batch = task.batch(TRAIN.places(0, seed=0, batch_size=3))
+    found = task.model(task.pixels(batch), task.noise(batch, torch.device("cpu")), 0)
+    nll, kl = found["nll"].mean().detach(), found["kl"].mean().detach()
+    for step, weight in ((0, 0.0), (4, 1.0), (8, 2.0), (20, 2.0)):
+        loss, values = task.loss(batch | {"step": step}, torch.Generator())
+        torch.testing.assert_close(loss.detach(), (nll + weight * kl) / 768)
+        bits = (nll + kl) / 768 / math.log(2) + math.log2(127.5)
+        torch.testing.assert_close(values["bits_per_dim"], bits)
+
+
+def test_the_vaes_decoder_is_never_narrower_than_a_grey_level():
+    """Else its density would promise more than images of 256 levels can keep."""
+    model, x = made("vae").model.eval(), pixels()
+    found = []
+    for logvar in (2 * math.log(1 / 127.5), -50.0):
+        with torch.no_grad():
+            model.logvar.fill_(logvar)
+            found.append(model(x, SampleNoise([0, 1]), 0)["nll"])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("name", ["vqvae", "vqvae2"])
+def test_beta_weighs_the_commitment_alone(name):
+    task = made(name, codebook="loss", revive_after=0)
+    batch = task.batch(TRAIN.places(0, seed=0, batch_size=4))
+    x, noise = task.pixels(batch), task.noise(batch, torch.device("cpu"))
+    found = task.model(x, noise, 0)
+    error = (found["reconstruction"] - x).square().mean()
+    for beta in (0.25, 3.0):
+        loss, _ = type(task)(task.model, TRAIN, beta=beta).loss(batch, torch.Generator())
+        expected = error + found["codebook_loss"] + beta * found["commitment"]
+        torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

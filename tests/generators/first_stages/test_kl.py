@@ -1,6 +1,8 @@
 """LDM's KL first stage: its loss, its latents' scale, its sizes, and diffusers' AutoencoderKL."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,6 +116,12 @@ def test_diffusers_loads_it_and_gives_the_same(tmp_path):
     assert peer.config.scaling_factor == pytest.approx(model.scale.factor)
 
 
+def test_networks_that_diffusers_has_not_are_refused(tmp_path):
+    with pytest.raises(UserError, match="without normalisation"):
+        diffusers_folder.save(Model(replace(SMALL, norm_groups=0)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_ours_loads_what_diffusers_saved(tmp_path):
     torch.manual_seed(1)
     peer = AutoencoderKL(
@@ -147,6 +155,24 @@ def test_other_folders_of_diffusers_are_refused(tmp_path):
         diffusers_folder.load(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises(UserError, match="holds a UNet2DModel"):
+        diffusers_folder.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"scaling_factor": factor} for factor in (0, -1, None, "x")),
+        *({"sample_size": [16, 16]}, {"norm_num_groups": 0}),
+    ],
+    ids=str,
+)
+def test_impossible_settings_of_diffusers_are_refused_in_one_line(tmp_path, change):
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=16).save_pretrained(
+        tmp_path
+    )
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
+    with pytest.raises(UserError):
         diffusers_folder.load(tmp_path)
 
 

@@ -6,7 +6,9 @@ import torch
 from diffusers import VQModel
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.functional import one_hot
 
+from generators.first_stages import quantizer as quantizers
 from generators.first_stages.backbone import diffusers_config
 from generators.first_stages.quantized import QuantizedConfig, QuantizedFirstStage
 from generators.first_stages.quantizer import CHECK_EVERY, VectorQuantizer
@@ -130,6 +132,16 @@ def test_nothing_is_learned_from_what_is_only_looked_at(codebook):
     made.eval()(latents(), NOISE, 0)
     for name, value in made.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_codebook_without_averages_and_reviving_counts_nothing(monkeypatch):
+    """A count has a number per vector and code: gigabytes of a published size's batch."""
+    looked = []
+    monkeypatch.setattr(quantizers, "one_hot", lambda *args: looked.append(1) or one_hot(*args))
+    for options in ({}, {"revive_after": 5}, {"codebook": "ema"}):
+        looked.clear()
+        quantizer(**{"codebook": "loss"} | options)(latents(), NOISE, 1)
+        assert len(looked) == bool(options)
 
 
 @pytest.mark.parametrize("codebook", ["ema", "loss"])

@@ -9,7 +9,9 @@ import fsspec
 import numpy as np
 import pytest
 
+from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.loading import ranges
 from pipeline.loading.cached import Cache
 from pipeline.loading.loader import Loader
 from tests.pipeline.loading.conftest import COUNTS, make
@@ -126,6 +128,29 @@ def test_an_object_store_serves_the_same(mix: Mixed, cache: str, store: str):
     assert here.keys() == there.keys()
     for name in here:
         np.testing.assert_array_equal(here[name], there[name])
+
+
+def test_a_store_that_fails_once_is_asked_again_and_one_that_stays_away_named(
+    mix: Mixed, cache: str, store: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ranges, "_WAITS", (0.0, 0.0))
+    fsspec.filesystem("memory").put(cache, f"{store}/cache/c", recursive=True)
+    held = Cache(f"{store}/cache/c")
+    assert held.is_valid(mix.tars[0], 0)
+    expected = Cache(cache).read([mix.tars[0]], [0], ["original"])
+    read_range, failures = storage.read_range, [RuntimeError("throttled")]
+
+    def flaky(url: str, offset: int, size: int) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read_range(url, offset, size)
+
+    monkeypatch.setattr(storage, "read_range", flaky)
+    found = held.read([mix.tars[0]], [0], ["original"])
+    np.testing.assert_array_equal(found["text"], expected["text"])
+    failures += [RuntimeError("throttled\nat length") for _ in range(100)]
+    with pytest.raises(UserError, match=r"CACHE=.*: throttled at length"):
+        held.read([mix.tars[0]], [0], ["original"])
 
 
 def test_folders_that_are_no_cache_are_refused(mix: Mixed, tmp_path: Path):

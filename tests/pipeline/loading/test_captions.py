@@ -66,6 +66,14 @@ def test_captions_of_strange_types_are_none():
     assert Captions("95").of(place(), strange, MIX, "").source == "original"
 
 
+def test_text_that_no_tokenizer_takes_is_none():
+    """JSON can escape half of a pair."""
+    assert Captions("95").of(place(), meta(caption_long="x\ud800"), MIX, "").source == "short"
+    pair = meta(caption_long="x\U0001f600")
+    assert b"\\ud83d" in pair
+    assert Captions("100").of(place(), pair, MIX, "").text == "x\U0001f600"
+
+
 def test_dropping_is_drawn_per_step_and_sample():
     captions = Captions("stored", 0.3)
     dropped = [

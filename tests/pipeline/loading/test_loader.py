@@ -18,13 +18,15 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline import blend, images, storage
+from pipeline import blend, images, storage, tombstones
 from pipeline.errors import UserError
 from pipeline.loading import accounts
 from pipeline.loading.examples import Examples
 from pipeline.loading.loader import Loader
 from pipeline.mix import json_field
+from pipeline.tombstones import Tombstones
 from tests.pipeline.loading.conftest import COUNTS, SHAPES, make
+from tests.support.encoding import SIZE, encoded
 from tests.support.mixing import Mixed, table
 
 TOTAL = sum(COUNTS)
@@ -287,6 +289,21 @@ def test_a_share_is_of_what_came_after_the_first_thousand():
         kept.corrupt("truncated", lambda: "x")
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_a_killed_take_down_left_in_the_tar_is_replaced(own_mix: Mixed, cached: bool):
+    cache = encoded(own_mix)[0] if cached else ""
+    row = rows_of(own_mix)[41]
+    tombstones.add(own_mix.run.out, Tombstones(uids=frozenset({row["uid"]})), "asked for")
+    found = []
+    for workers in (0, 1):
+        with Loader(own_mix.run.folder, size=SIZE, cache=cache, workers=workers) as loader:
+            found.append([e.places for e in loader.batches(8, steps=10)])
+            assert loader.counts["corrupt"] == {"taken_down": 1}
+    assert found[0] == found[1]
+    assert 41 not in {place.index for places in found[0] for place in places}
+    assert sum(map(len, found[0])) == TOTAL
+
+
 def test_where_all_are_corrupt_it_ends(own_mix: Mixed):
     damage(own_mix, list(range(TOTAL)))
     with pytest.raises(UserError, match="corrupt"):
@@ -433,6 +450,22 @@ def test_nothing_is_left_of_a_script_that_is_stopped(mix: Mixed, tmp_path: Path,
     while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers):
         assert time.monotonic() < deadline, "workers are left"
         time.sleep(0.05)
+
+
+def test_a_folder_with_a_package_of_our_name_is_no_place_to_import_from(mix: Mixed, tmp_path: Path):
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline/__init__.py").write_text("")
+    (tmp_path / "own").mkdir()
+    script = tmp_path / "own/train.py"
+    script.write_text(SCRIPT.replace("loader.batches(4)", "loader.batches(4, steps=1)"))
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, str(script), mix.run.folder],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": root},
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (0, b"4 False\n"), done.stderr
 
 
 def workers_of(parent: int) -> list[int]:

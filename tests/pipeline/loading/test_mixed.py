@@ -192,6 +192,23 @@ def test_few_rows_are_kept(own_mix: Mixed, monkeypatch: pytest.MonkeyPatch):
     ]
 
 
+def test_texts_are_looked_for_once_and_in_their_own_shards(
+    mix: Mixed, monkeypatch: pytest.MonkeyPatch
+):
+    """However many shards there are: no shard is gone through for the texts of another."""
+    found, located, opened = mixed.find(mix.run.folder), [], []
+    whole = found.texts(1000)
+    locate, table_of = found.locate, mixed.table_of
+    monkeypatch.setattr(found, "locate", lambda index: located.append(index) or locate(index))
+    monkeypatch.setattr(
+        mixed, "table_of", lambda shard, *asked: opened.append(shard.url) or table_of(shard, *asked)
+    )
+    assert found.texts(2) == [whole[0], whole[sum(COUNTS) // 2]]
+    assert located == [0, sum(COUNTS) // 2]
+    assert opened == mix.tars[:1]
+    assert found.texts(0) == []
+
+
 def test_several_mixes_are_one_set(tmp_path: Path, mix: Mixed):
     other = make(tmp_path, "long=1", (4,))
     found = mixed.find([mix.run.folder, other.run.folder])

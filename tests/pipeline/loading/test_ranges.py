@@ -130,3 +130,23 @@ def test_a_store_is_asked_again_before_it_is_given_up(remote: str, monkeypatch: 
     failures += [ConnectionError("reset by https://user:secret@host/a")] * 3
     with pytest.raises(UserError, match="cannot be read: reset"):
         read(Ranges(10**6), [wanted(remote, 40)])
+
+
+def test_a_store_that_is_back_is_asked_anew(remote: str, monkeypatch: pytest.MonkeyPatch):
+    """What failed is not kept."""
+    monkeypatch.setattr(ranges, "_WAITS", ())
+    read_range = storage.read_range
+
+    def away(url: str, offset: int, size: int) -> bytes:
+        raise ConnectionError("away")
+
+    reader = Ranges(4 * BLOCK)
+    monkeypatch.setattr(storage, "read_range", away)
+    for _ in range(2):
+        with pytest.raises(UserError, match="cannot be read: away"):
+            read(reader, [wanted(remote, 40), wanted(remote, 4040)])
+    monkeypatch.setattr(storage, "read_range", read_range)
+    assert read(reader, [wanted(remote, 40)]) == [DATA[40:50]]
+    assert read(reader, [wanted(remote, 4040)]) == [DATA[4040:4050]]
+    assert reader._held == sum(size for _, size in reader._blocks.values()) == 2 * BLOCK
+    reader.close()

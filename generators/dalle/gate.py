@@ -1,0 +1,67 @@
+"""Whether DALL-E draws what it is told, of combinations it was never trained on, and gains by reranking."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from generators.dalle.decode import Choice
+from generators.dalle.generator import Dalle
+from generators.dalle.rerank import rerank
+from generators.evaluation.prompt_following import Following, follow
+from generators.preset import Gate
+from pipeline.annotate.clip import Encoder
+from pipeline.scenes.rendered import RenderedScenes
+
+PROMPTS = 512  # held-out scenes, one image of each
+RANKED = 128  # of them, that N images are drawn of
+BEST_OF = (1, 4, 16, 64)
+BATCH = 128  # images that are drawn at once
+SEED = 0
+
+
+def measure(
+    dalle: Dalle, scenes: RenderedScenes, towers: Encoder | None = None
+) -> dict[str, float]:
+    """Shares of stated attributes that are drawn, and what reranking by some towers adds to them.
+
+    Prompts are the scenes' descriptive captions, images single samples at temperature 1.
+    """
+    examples = scenes.first(PROMPTS)
+    drawn = draw(dalle, examples.texts, 1)[:, 0]
+    figures = _followed(examples.texts, drawn, scenes.level).figures()
+    if towers:
+        figures |= best_of(dalle, scenes, towers)
+    return figures
+
+
+def best_of(dalle: Dalle, scenes: RenderedScenes, towers: Encoder) -> dict[str, float]:
+    """`best_of_<N>`: the share of prompts of which the image that towers rank first among N shows all
+    that is stated (2102.12092, section 2.6); `least_rise`: the least of what each larger N adds.
+    """
+    texts = scenes.first(RANKED).texts
+    found = [Following()] * len(BEST_OF)
+    for text, images in zip(texts, draw(dalle, texts, BEST_OF[-1]), strict=True):
+        scores = rerank(text, images, towers).scores
+        for i, number in enumerate(BEST_OF):
+            found[i] += follow(text, images[scores[:number].argmax()], scenes.level)
+    shares = [one.figures()["all_right"] for one in found]
+    figures = {f"best_of_{n}": share for n, share in zip(BEST_OF, shares, strict=True)}
+    return figures | {"least_rise": float(np.diff(shares).min())}
+
+
+def draw(
+    dalle: Dalle, texts: Sequence[str], number: int, choice: Choice | None = None
+) -> np.ndarray:
+    """Images 0 .. number - 1 of each text, by default at temperature 1: (B, number, H, W, 3) uint8."""
+    prompts = [text for text in texts for _ in range(number)]
+    numbers = [i for _ in texts for i in range(number)]
+    images = dalle.images(dalle.tokens(prompts, numbers, SEED, choice or Choice()))
+    return images.reshape(len(texts), number, *images.shape[1:])
+
+
+def _followed(texts: Sequence[str], images: np.ndarray, level: str) -> Following:
+    rows = zip(texts, images, strict=True)
+    return sum((follow(text, image, level) for text, image in rows), Following())
+
+
+GATE = Gate("A16", {"attributes": (">=", 0.95)}, measure, needs=("vqvae:fine",))
