@@ -34,13 +34,14 @@ class GeneratorTask:
         return self.source.places(step, seed=seed, batch_size=batch_size)
 
     def batch(self, places: Sequence[Place]) -> Batch:
-        """`images` (B, H, W, 3) uint8, `seeds` (B,) of each sample's noise, and the `step`."""
+        """`images` (B, H, W, 3) uint8, `seeds`, B numbers for each sample's noise, and the `step`."""
         return self.tensors(self.source.batch(places))
 
     def tensors(self, examples: Examples) -> Batch:
         """The batch of some examples."""
         places = examples.places
-        batch = {"seeds": torch.tensor([p.key("noise") for p in places]), "step": places[0].step}
+        # Seeds stay numbers: a generator takes no tensor, and to read one back would wait for the GPU.
+        batch = {"seeds": [place.key("noise") for place in places], "step": places[0].step}
         if examples.images is not None:
             batch["images"] = torch.from_numpy(examples.images)
         return batch
@@ -51,7 +52,7 @@ class GeneratorTask:
 
     def noise(self, batch: Batch, device: torch.device) -> SampleNoise:
         """Each sample's own, the same on any number of processes."""
-        return SampleNoise(batch["seeds"].tolist(), device)
+        return SampleNoise(batch["seeds"], device)
 
     def parameter_groups(self) -> list[dict]:
         """Weight decay for matrices and kernels, none for biases and gains."""

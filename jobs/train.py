@@ -35,7 +35,8 @@ class Train:
     first_stage: str = ""
     """Folder of a trained first stage, for a model of its tokens or latents."""
     perceptual: str = ""
-    """For kl and vqgan: a safetensors file of LPIPS weights over VGG-16; without, random features."""
+    """For kl and vqgan: a safetensors file of LPIPS weights over VGG-16; without one, only the toy
+    presets compare features, random ones."""
     cache: str = ""
     """Folder of what `encode` wrote of these shards: tokens and latents need no image again."""
     captions: str = "stored"

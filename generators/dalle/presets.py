@@ -55,14 +55,14 @@ def _toy() -> Preset:
         sparse=False,
     )
     fit = {
-        "steps": 2_400,
+        "steps": 4_000,
         "batch_size": 32,
         "lr": 3e-3,
         "warmup_steps": 100,
         "betas": (0.9, 0.96),
         "weight_decay": 4.5e-2,
         "clip_norm": 1.0,
-        "ema": 0.998,
+        "ema": 0.995,
         "precision": "bf16",
     }
     # Dropped merges would make captions longer than the text.

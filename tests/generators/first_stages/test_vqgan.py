@@ -54,7 +54,7 @@ def test_the_likelihood_is_a_mean():
     batch = task.tensors(SCENES.first(3))
     pixels = task.pixels(batch)
     _, values = task.loss(batch, torch.Generator())
-    made = model(pixels, SampleNoise(batch["seeds"].tolist()), 0)["reconstruction"]
+    made = model(pixels, SampleNoise(batch["seeds"]), 0)["reconstruction"]
     torch.testing.assert_close(values["nll"], (pixels - made).abs().mean().detach())
 
 
