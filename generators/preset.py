@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.loading.examples import ExampleSource
-
 
 @dataclass(frozen=True)
 class Preset:
@@ -39,11 +37,13 @@ class Gate:
     """What the preset `toy`, trained on the rendered world, must reach on held-out combinations.
 
     measure: the trained model, as it is loaded from its files, and held-out scenes -> figures.
-    bars: of some of these figures, the least or the most they may be. needs: MODEL names that are
-    trained before, and given to the task by their folders.
+    bars: of some of these figures, the least or the most they may be. needs: the first stage that is
+    trained before, `<MODEL>:<PRESET>`. ranks: whether measure takes contrastive towers as well, which
+    are trained on the same scenes.
     """
 
     level: str
     bars: dict[str, tuple[Literal[">=", "<="], float]]
-    measure: Callable[[Any, ExampleSource], dict[str, float]]
-    needs: tuple[str, ...] = ()
+    measure: Callable[..., dict[str, float]]
+    needs: str = ""
+    ranks: bool = False

@@ -40,20 +40,28 @@ def run(config: GateSettings) -> None:
     import torch
 
     from generators import checkpoint, models
+    from jobs import level_a_scorer
     from pipeline.scenes.rendered import RenderedScenes
 
     gate = models.find(config.model).GATE
     torch.set_num_threads(config.threads)
     work = Path(config.work or f"data/gates/{config.model}-{config.seed}")
     start = time.process_time()
-    parts = ""
-    for need in gate.needs:
-        name, _, preset = need.partition(":")
-        parts = str(_trained(config, name, preset or PRESET, gate, work / name, ""))
-    folder = _trained(config, config.model, PRESET, gate, work / config.model, parts)
-    seconds = time.process_time() - start
+    first_stage = ""
+    if gate.needs:
+        name, _, preset = gate.needs.partition(":")
+        first_stage = str(_trained(config, name, preset, gate, work / name, ""))
+    folder = _trained(config, config.model, PRESET, gate, work / config.model, first_stage)
     model = checkpoint.load(folder, config.device)
-    figures = gate.measure(model, RenderedScenes(gate.level, "test", HELD_OUT_SEED))
+    towers = []
+    if gate.ranks:
+        scenes = RenderedScenes(gate.level, "train", config.seed)
+        towers = [
+            level_a_scorer.train(scenes, model.first_stage, work / "towers", seed=config.seed)
+        ]
+    seconds = time.process_time() - start
+    held_out = RenderedScenes(gate.level, "test", HELD_OUT_SEED)
+    figures = gate.measure(model, held_out, *towers)
     missed = _tell(config.model, figures, gate)
     _record(config, gate, figures, seconds)
     if missed:

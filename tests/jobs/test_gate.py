@@ -1,4 +1,4 @@
-"""What is on record has passed its gate, as it stands; two models are trained anew."""
+"""What is on record has passed its gate, as it stands; one model is trained anew."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from jobs import gate
 from jobs.__main__ import main
 
 RECORD = json.loads(gate.RECORD.read_text())
-ANEW = ("ae", "vqgan")
+ANEW = ("ae",)
 """Quick ones."""
 
 
