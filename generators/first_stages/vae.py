@@ -104,8 +104,9 @@ def bound(model: Model, images: np.ndarray) -> dict[str, float]:
 
 def toy() -> Preset:
     """One latent vector for the whole image: the prior then knows no places to disagree."""
-    size = recipes.TOY | {"channels": (16, 32, 64, 64, 64)}
-    return Preset(Config(**size, latent_channels=32), recipes.TOY_FIT, {"warmup": 1500})
+    more = {"channels": (16, 32, 64, 64, 64), "norm_groups": 0, "mid_attention": False}
+    size = Config(**recipes.TOY | more, latent_channels=32)
+    return Preset(size, recipes.TOY_FIT | {"steps": 5000, "lr": 2e-3}, {"warmup": 1000})
 
 
 def f8() -> Preset:
