@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from jobs.drawing import Drawing
 from jobs.job import complain, require, say
 
 if TYPE_CHECKING:
@@ -19,14 +20,13 @@ HELD_OUT_SEED = -1  # of rendered scenes; trainings have seeds from 0 on
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateGenerator:
-    """Measure a trained model; one of --shards, --level and --prompts says on what.
+class EvaluateGenerator(Drawing):
+    """Measure what a trained model draws, or how a first stage reconstructs; one of --shards, --level
+    and --prompts says on what.
 
     OUT/samples.parquet has a row per picture, OUT/figures.json the figures and how they were made.
     """
 
-    ckpt: str
-    """The folder of a trained model: what draws from text, or a first stage, whose reconstructions are measured."""
     out: str
     """A folder for the figures."""
     shards: str = ""
@@ -41,19 +41,12 @@ class EvaluateGenerator:
     """FID's network: inception:<file> or clean:<file> (torch-fidelity's weights), else as --scorer."""
     scorer: str = "bundled"
     """For the CLIP score: `bundled`, a captioner's folder, or <open_clip model>:<tag or file>."""
-    seed: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance: float = 1.0
-    device: str = "auto"
-    threads: int = 2
 
     def __post_init__(self) -> None:
         from pipeline.errors import UserError
 
-        require(self, n=(2, None), temperature=(0, None), top_k=(0, None), top_p=(0, 1))
-        require(self, guidance=(0, None), threads=(1, None), seed=(0, None))
+        super().__post_init__()
+        require(self, n=(2, None))
         if sum(map(bool, (self.shards, self.level, self.prompts))) != 1:
             raise UserError(
                 "what shall it be measured on?", "give one of SHARDS=, LEVEL=A16 and PROMPTS=<file>"
@@ -213,7 +206,7 @@ def _drawing(config: EvaluateGenerator, model: Any) -> Callable[[list[str], int]
     from generators.dalle.decode import Choice
 
     if _reads(model):
-        choice = Choice(config.temperature, config.top_k, config.top_p, config.guidance)
+        choice = Choice(**config.choosing)
         numbers: defaultdict[str, Iterator[int]] = defaultdict(count)
         return lambda prompts, first: model.images(
             model.tokens(prompts, [next(numbers[p]) for p in prompts], config.seed, choice)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.drawing import Drawing
 from jobs.job import require, say
 
 if TYPE_CHECKING:
@@ -18,11 +19,9 @@ SHOWN = 64  # of a prompt in its grid, the best ones where they are ranked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(Drawing):
     """Draw N pictures for a prompt, or for each of a file. Sample i of a prompt is the same whatever N is."""
 
-    ckpt: str
-    """The folder of a trained model."""
     model: str = ""
     """Its MODEL name, where it shall be checked."""
     prompt: str = ""
@@ -33,30 +32,18 @@ class Sample:
     """Pictures of each prompt."""
     out: str = "samples"
     """A folder: grid.png, 000.png ..., samples.jsonl; with several prompts one folder for each."""
-    seed: int = 0
-    """Another seed gives other pictures."""
-    temperature: float = 1.0
-    """Below 1 likelier tokens are taken more often."""
-    top_k: int = 0
-    """Only the so many likeliest tokens; 0 takes all."""
-    top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability."""
-    guidance: float = 1.0
-    """Above 1 away from what the model draws without a caption; needs one trained with --drop."""
     image: str = ""
     """An image whose upper rows are kept and whose rest is drawn."""
     rows: float = 0.5
     """Share of that image that is kept."""
     rerank: str = ""
     """`bundled`, a captioner's folder or <open_clip model>:<tag or file>: scores and orders the pictures."""
-    device: str = "auto"
-    threads: int = 2
 
     def __post_init__(self) -> None:
         from pipeline.errors import UserError
 
-        require(self, n=(1, 100_000), temperature=(0, None), top_k=(0, None), top_p=(0, 1))
-        require(self, guidance=(0, None), rows=(0, 1), threads=(1, None), seed=(0, None))
+        super().__post_init__()
+        require(self, n=(1, 100_000), rows=(0, 1))
         if self.prompt and self.prompts:
             raise UserError("--prompt and --prompts are both given", "give one of them")
 
@@ -147,13 +134,7 @@ def _drawn(config: Sample, model: "Dalle", text: str) -> "np.ndarray":
     from generators import unconditional
     from pipeline.errors import UserError
 
-    how = {
-        "seed": config.seed,
-        "temperature": config.temperature,
-        "top_k": config.top_k,
-        "top_p": config.top_p,
-        "guidance": config.guidance,
-    }
+    how = {"seed": config.seed, **config.choosing}
     if config.image:
         image = _image(config.image, model.image_size)
         return model.complete(text, image, config.rows, config.n, **how)

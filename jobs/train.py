@@ -116,7 +116,7 @@ def here(config: Train) -> "Fitted | None":
             if group.is_first:
                 say(f"would train {config.model} {config.preset} on {len(job.source):,} samples")
             return None
-        if group.is_first and not config.held_out:
+        if group.is_first and settings.evaluate_every and not config.held_out:
             complain("note: no HELD_OUT given, so figures are of samples that are trained on")
         with job.source:
             fitted = generator_fit.train(job, settings)

@@ -83,3 +83,17 @@ def test_flex_attention_equals_the_dense_mask(kind):
 def test_no_such_mask(bad):
     with pytest.raises(ValueError, match="no mask"):
         Mask(prompt=3, grid=4, **bad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_short_training_on_a_cpu_equals_torchs_attention(kind):
+    """The formula written out, and its gradients, against scaled_dot_product_attention."""
+    mask = Mask(kind, 5, 4, 3)
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, 20, 8, requires_grad=True) for _ in range(3)]
+    found = attend(*inputs, rule(mask, 20, torch.device("cpu")))
+    expected = F.scaled_dot_product_attention(*inputs, attn_mask=mask.dense(20))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    weights = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad((x * weights).sum(), inputs) for x in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from generators import checkpoint, models
-from generators.first_stages import quality, vae
+from generators.first_stages import ae, quality, vae
 from generators.noise import SampleNoise
 from jobs.fit import Fit, fit
 from pipeline.errors import UserError
@@ -216,3 +216,16 @@ def test_samples_of_the_prior_are_shown():
     assert task.pictures()["samples"].shape == (16, 16, 16, 3)
     noise = SampleNoise([3, 4])
     assert task.model.sample(2, noise).shape == (2, 3, 16, 16)
+
+
+def test_without_normalisation_a_latent_depends_on_its_surroundings_alone():
+    shape = {"image_size": 64, "channels": (8, 8, 8), "latent_channels": 4, "mid_attention": False}
+    pixels = torch.rand(1, 3, 64, 64) * 2 - 1
+    other = pixels.clone()
+    other[..., :4, :4] = 1
+    for groups, is_local in ((0, True), (4, False)):
+        torch.manual_seed(0)
+        model = ae.Model(ae.Config(**shape, norm_groups=groups))
+        assert any(isinstance(m, torch.nn.GroupNorm) for m in model.modules()) != is_local
+        far = (model.encode(pixels) != model.encode(other))[..., -1, -1]
+        assert bool(far.any()) != is_local
