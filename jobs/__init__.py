@@ -7,3 +7,5 @@ import os
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# A loaded machine needs more than the default half minute to start one.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "90")

@@ -26,6 +26,7 @@ _SHORTEST_DEADLINE_SEC = 60.0  # also a probe of one sample has to read its way 
 _OBJECT_STORE_BYTES = 128 << 20  # only tasks and records travel, never images
 _PATIENCE_SEC = 7200  # processes of a training wait while the first one evaluates
 _POLL_SEC = 0.5
+_LOCAL_TRIES = 2  # once in many starts, Ray's first server never tells its port
 
 
 def connect(address: str, cpus: int) -> None:
@@ -40,18 +41,23 @@ def connect(address: str, cpus: int) -> None:
             line = " ".join(str(e).split())[:200]
             raise UserError(f"ADDRESS={address}: no Ray there: {line}", "ray status tells") from e
         return
-    try:
-        ray.init(
-            address="local",  # whatever RAY_ADDRESS or a Ray left running here may say
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
-    except (RayError, ConnectionError, OSError, ValueError, RuntimeError) as e:
-        line = " ".join(str(e).split())[:200]
-        raise UserError(f"Ray does not start here: {line}", "EXECUTOR=inline needs none") from e
+    for tries_left in reversed(range(_LOCAL_TRIES)):
+        try:
+            ray.init(
+                address="local",  # whatever RAY_ADDRESS or a Ray left running here may say
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+            return
+        except (RayError, ConnectionError, OSError, ValueError, RuntimeError) as e:
+            if not tries_left:
+                line = " ".join(str(e).split())[:200]
+                raise UserError(
+                    f"Ray does not start here: {line}", "EXECUTOR=inline needs none"
+                ) from e
 
 
 def disconnect() -> None:

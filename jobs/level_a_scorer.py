@@ -1,7 +1,7 @@
 """Contrastive towers for rendered scenes of one thing, trained in two minutes: what reranks in DALL-E's gate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
     from captioner.model import CoCa
     from captioner.tokens import WordTokenizer
+    from pipeline.draws import Draws
     from pipeline.places import Place
     from pipeline.scenes.rendered import RenderedScenes
+    from pipeline.scenes.world import Scene
 
 CONTEXT = 32  # of the longest descriptive caption of one thing, with start, end and class token
 READ = 2000  # captions that the words are learned from
-DAMAGED = 0.25  # of the images; what no renderer draws then lies far from every plain caption
+DAMAGED = 0.5  # of the pairs; what no renderer draws then lies far from every plain caption
 MOST_DAMAGED = 8  # tokens
 DAMAGE = "a damaged picture."
 FIT: dict[str, Any] = {
@@ -74,7 +76,7 @@ def train(
 
     scenes: of one thing, the training's split. first_stage: of the generator whose images are ranked;
     some of what it leaves of the scenes is damaged, a few tokens at a time, as a generator's slips
-    are, and its caption says so. out: a folder for the run, which goes on there.
+    are. out: a folder for the run, which goes on there.
     """
     import torch
 
@@ -108,7 +110,11 @@ def train(
 
 @dataclass(frozen=True)
 class _Examples:
-    """Images as a first stage leaves them, with their captions; of damaged ones the captions say so."""
+    """Images as a first stage leaves them, with their captions, in pairs that are nearly alike.
+
+    Every second example is the one before it with one attribute changed, or damaged, and its caption
+    says so: the others of a batch differ in so much that telling them apart teaches little.
+    """
 
     scenes: "RenderedScenes"
     first_stage: "nn.Module"
@@ -117,21 +123,57 @@ class _Examples:
         import torch
 
         from generators.pixels import to_images, to_model
+        from pipeline.scenes.captions import LONG, long_caption
+        from pipeline.scenes.render import render
 
-        examples = self.scenes.batch(places)
-        texts = list(examples.texts)
-        with torch.no_grad():
-            tokens = self.first_stage.tokens(to_model(examples.images))
-            for row, place in enumerate(places):
-                draws = place.draws("damage")
+        images, texts, damaged = [], [], []
+        for row in range(len(places)):
+            place = places[row - row % 2]
+            scene, prefix, draws = self.scenes.scene(place.index), "", place.draws("pair")
+            template = draws.below(len(LONG))
+            if row % 2:
                 if draws.chance(DAMAGED):
-                    found = tokens[row].flatten()
-                    for _ in range(draws.between(1, MOST_DAMAGED)):
-                        found[draws.below(len(found))] = draws.below(self.first_stage.vocabulary)
-                    tokens[row] = found.view_as(tokens[row])
-                    texts[row] = f"{DAMAGE} {texts[row]}"
-            images = to_images(self.first_stage.decode_tokens(tokens))
-        return list(zip(images, texts, strict=True))
+                    damaged.append((row, draws))
+                    prefix = f"{DAMAGE} "
+                else:
+                    scene = changed(scene, draws)
+            images.append(render(self.scenes.level, scene, self.scenes.seed, place.index))
+            texts.append(prefix + long_caption(scene, template))
+        with torch.no_grad():
+            tokens = self.first_stage.tokens(to_model(np.stack(images)))
+            for row, draws in damaged:
+                found = tokens[row].flatten()
+                for _ in range(draws.between(1, MOST_DAMAGED)):
+                    found[draws.below(len(found))] = draws.below(self.first_stage.vocabulary)
+                tokens[row] = found.view_as(tokens[row])
+            left = to_images(self.first_stage.decode_tokens(tokens))
+        return list(zip(left, texts, strict=True))
+
+
+def changed(scene: "Scene", draws: "Draws") -> "Scene":
+    """A scene of one thing with another background, or with one attribute of the thing changed; like the
+    training's scenes it is no held-out combination.
+    """
+    from pipeline.scenes import world
+
+    values = {
+        "shape": world.SHAPES,
+        "colour": world.COLOURS,
+        "size": world.SIZES,
+        "position": world.POSITIONS,
+        "background": world.BACKGROUNDS,
+    }
+    (thing,) = scene.things
+    while True:
+        name = draws.choice(list(values))
+        value = draws.choice(values[name])
+        if name == "background":
+            found = replace(scene, background=value)
+        else:
+            found = replace(scene, things=(replace(thing, **{name: value}),))
+        (other,) = found.things
+        if found != scene and not world.held_out(other.shape, other.colour, other.texture):
+            return found
 
 
 def _config(side: int, words: int) -> dict:

@@ -41,7 +41,7 @@ class Task(ReconstructionTask):
 
 
 def toy() -> Preset:
-    return Preset(Config(**recipes.TOY, latent_channels=8), recipes.TOY_FIT | {"steps": 1200})
+    return Preset(Config(**recipes.TOY, latent_channels=8), recipes.TOY_FIT | {"steps": 600})
 
 
 def f8() -> Preset:

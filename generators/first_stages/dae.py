@@ -106,7 +106,7 @@ def denoising_figures(model: Model, images: np.ndarray) -> dict[str, float]:
 
 def toy() -> Preset:
     size = Config(**recipes.TOY, latent_channels=8, sigma=0.4, masked=0.1)
-    return Preset(size, recipes.TOY_FIT | {"steps": 2000})
+    return Preset(size, recipes.TOY_FIT)
 
 
 def f8() -> Preset:

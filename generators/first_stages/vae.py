@@ -104,9 +104,8 @@ def bound(model: Model, images: np.ndarray) -> dict[str, float]:
 
 def toy() -> Preset:
     """One latent vector for the whole image: the prior then knows no places to disagree."""
-    more = {"channels": (16, 32, 64, 64, 64), "norm_groups": 0, "mid_attention": False}
-    size = Config(**recipes.TOY | more, latent_channels=32)
-    return Preset(size, recipes.TOY_FIT | {"steps": 5000, "lr": 2e-3}, {"warmup": 1000})
+    size = Config(**recipes.TOY | {"channels": (16, 32, 64, 64, 64)}, latent_channels=32)
+    return Preset(size, recipes.TOY_FIT | {"steps": 4500, "lr": 2e-3}, {"warmup": 1000})
 
 
 def f8() -> Preset:

@@ -37,21 +37,15 @@ def toy() -> Preset:
 
 
 def toy_fine() -> Preset:
-    """64 tokens of 10 bits: level A's things of 6 px stay readable, as DALL-E's gate needs it.
-
-    Without normalisation, whose means would make every token depend on the whole image.
-    """
+    """64 tokens of 10 bits: level A's things of 6 px stay readable, as DALL-E's gate needs it."""
     size = Config(
-        image_size=16,
-        channels=(16, 48),
-        norm_groups=0,
-        mid_attention=False,
+        **recipes.TOY | {"channels": (16, 48)},
         latent_channels=48,
         codes=1024,
         code_channels=16,
         decay=0.98,
     )
-    more = {"steps": 1700, "batch_size": 64, "lr": 2.5e-3, "warmup_steps": 100}
+    more = {"steps": 1700, "batch_size": 64, "warmup_steps": 100}
     return Preset(size, recipes.TOY_FIT | more)
 
 

@@ -53,6 +53,27 @@ def test_local_ray_listens_on_loopback_only(local_ray):
     assert listening() - local_ray == set()
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_local_ray_that_does_not_come_up_is_started_once_more(monkeypatch, failures):
+    from jobs import cluster
+
+    calls = []
+
+    def init(**given):
+        calls.append(given)
+        if len(calls) <= failures:
+            raise RuntimeError("Timed out waiting for file gcs_server_port")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    if failures == 1:
+        cluster.connect("", cpus=2)
+    else:
+        with pytest.raises(UserError, match=r"gcs_server_port.*EXECUTOR=inline"):
+            cluster.connect("", cpus=2)
+    assert len(calls) == 2
+
+
 def test_loopback_is_settled_before_anybody_imports_ray():
     """img2dataset, for one, imports Ray: too late for whoever would settle it then."""
     code = "import os, sys, jobs; print(os.environ['RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'], 'ray' in sys.modules)"
