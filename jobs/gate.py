@@ -27,7 +27,7 @@ class GateSettings:
     """Where the trained models go, by default data/gates/<model>-<seed>; the same command goes on."""
     record: str = str(RECORD)
     """The JSON file that keeps what was reached."""
-    threads: int = 2
+    threads: int = 1
     """Cores; the last bits of the weights depend on it."""
     device: str = "cpu"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from captioner.model import CoCa
     from captioner.tokens import WordTokenizer
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 CONTEXT = 32  # of the longest descriptive caption of one thing, with start, end and class token
 READ = 2000  # captions that the words are learned from
-DAMAGED = 0.5  # of the pairs; what no renderer draws then lies far from every plain caption
+ALIKE = 4  # examples of a batch that are nearly alike
+DAMAGED = 0.4  # of all but the first of these; what no renderer draws then lies far from every plain caption
 MOST_DAMAGED = 8  # tokens
+FOREIGN = 0.25  # of these come from no scene that is alike
 DAMAGE = "a damaged picture."
 FIT: dict[str, Any] = {
-    "steps": 800,
+    "steps": 2000,
     "batch_size": 64,
     "lr": 3e-3,
     "warmup_steps": 50,
@@ -75,10 +77,11 @@ def train(
     """Towers that know which descriptive caption belongs to which image: CoCa with both of its losses.
 
     scenes: of one thing, the training's split. first_stage: of the generator whose images are ranked;
-    some of what it leaves of the scenes is damaged, a few tokens at a time, as a generator's slips
-    are. out: a folder for the run, which goes on there.
+    some of what it leaves of the scenes is damaged by a few tokens of another scene, as a generator
+    confuses what it knows. out: a folder for the run, which goes on there.
     """
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from captioner.model import random_model
     from captioner.tokens import WordTokenizer
@@ -104,16 +107,20 @@ def train(
         contrastive=1.0,
         captioning=1.0,
     )
-    fit(task, Fit(**FIT, seed=seed, device="cpu"), out, {"scenes": scenes.level})
+    with sdpa_kernel(
+        SDPBackend.MATH
+    ):  # on CPUs in bf16, flash's backward makes a step twice as long
+        fit(task, Fit(**FIT, seed=seed, device="cpu"), out, {"scenes": scenes.level})
     return LevelAScorer(model.cpu().eval().requires_grad_(False), tokenizer)
 
 
 @dataclass(frozen=True)
 class _Examples:
-    """Images as a first stage leaves them, with their captions, in pairs that are nearly alike.
+    """Images as a first stage leaves them, with their captions, some of them nearly alike.
 
-    Every second example is the one before it with one attribute changed, or damaged, and its caption
-    says so: the others of a batch differ in so much that telling them apart teaches little.
+    The first of every few is a scene of the training; the others are it with one attribute changed, or
+    damaged, and their captions say so. All others of a batch differ in so much that telling them apart
+    teaches little.
     """
 
     scenes: "RenderedScenes"
@@ -126,28 +133,37 @@ class _Examples:
         from pipeline.scenes.captions import LONG, long_caption
         from pipeline.scenes.render import render
 
-        images, texts, damaged = [], [], []
+        images, texts, damaged, others = [], [], [], []
         for row in range(len(places)):
-            place = places[row - row % 2]
-            scene, prefix, draws = self.scenes.scene(place.index), "", place.draws("pair")
-            template = draws.below(len(LONG))
-            if row % 2:
+            place, draws = places[row - row % ALIKE], places[row].draws("alike")
+            scene, prefix, template = self.scenes.scene(place.index), "", draws.below(len(LONG))
+            if row % ALIKE:
+                other = changed(scene, draws)
                 if draws.chance(DAMAGED):
                     damaged.append((row, draws))
+                    others.append(render(self.scenes.level, other, self.scenes.seed, place.index))
                     prefix = f"{DAMAGE} "
                 else:
-                    scene = changed(scene, draws)
+                    scene = other
             images.append(render(self.scenes.level, scene, self.scenes.seed, place.index))
             texts.append(prefix + long_caption(scene, template))
         with torch.no_grad():
             tokens = self.first_stage.tokens(to_model(np.stack(images)))
-            for row, draws in damaged:
-                found = tokens[row].flatten()
-                for _ in range(draws.between(1, MOST_DAMAGED)):
-                    found[draws.below(len(found))] = draws.below(self.first_stage.vocabulary)
-                tokens[row] = found.view_as(tokens[row])
+            if damaged:
+                donors = self.first_stage.tokens(to_model(np.stack(others)))
+                for (row, draws), donor in zip(damaged, donors, strict=True):
+                    tokens[row] = _mixed(tokens[row], donor, self.first_stage.vocabulary, draws)
             left = to_images(self.first_stage.decode_tokens(tokens))
         return list(zip(left, texts, strict=True))
+
+
+def _mixed(tokens: "Tensor", donor: "Tensor", codes: int, draws: "Draws") -> "Tensor":
+    """Tokens (h, w), a few of them as a donor (h, w) has them where it differs, or any of all codes."""
+    places = draws.shuffled((tokens != donor).flatten().nonzero()[:, 0].tolist())
+    found = tokens.flatten().clone()
+    for place in places[: draws.between(1, MOST_DAMAGED)]:
+        found[place] = draws.below(codes) if draws.chance(FOREIGN) else donor.flatten()[place]
+    return found.view_as(tokens)
 
 
 def changed(scene: "Scene", draws: "Draws") -> "Scene":
@@ -182,7 +198,7 @@ def _config(side: int, words: int) -> dict:
         "embed_dim": 64,
         "vision_cfg": {
             **{"image_size": side, "patch_size": 4, "width": 64, "head_width": 32, "layers": 3},
-            **{"pos_embed_type": "sin_cos_2d", "stem_widths": [24]},
+            **{"pos_embed_type": "sin_cos_2d", "stem_widths": [32, 64]},
         },
         "text_cfg": {
             **text,

@@ -16,7 +16,7 @@ PROMPTS = 512  # held-out scenes, one image of each
 RANKED = 128  # of them, that N images are drawn of
 BEST_OF = (1, 4, 16, 64)
 SEED = 0
-SINGLE = Choice(temperature=0.5)
+SINGLE = Choice(temperature=0.7)
 RANKED_CHOICE = Choice()  # the paper's, which leaves the ranking something to choose from
 
 

@@ -105,7 +105,7 @@ def latent_figures(model: Model, images: np.ndarray) -> dict[str, float]:
 def toy() -> Preset:
     """16 px to 4 x 4 of 4 numbers."""
     size = Config(**recipes.TOY, latent_channels=4, disc_width=16, disc_layers=1)
-    fit = recipes.TOY_FIT | {"steps": 2000, "betas": (0.5, 0.9), "clip_norm": 0.0}
+    fit = recipes.TOY_FIT | {"steps": 2000, "lr": 2e-3, "betas": (0.5, 0.9), "clip_norm": 0.0}
     task = {
         "disc_start": 1400,
         "disc_warmup": 100,
@@ -140,7 +140,7 @@ PRESETS = {"toy": toy, "f8": f8, "f4": f4}
 GATE = Gate(
     "A16",
     {
-        "gain": (">=", 3.0),
+        "gain": (">=", 5.0),
         "psnr_change": (">=", -0.5),
         "adaptive_weight": ("<=", 9999.0),  # of a bound of 1e4
         "logit_gap": ("<=", 4.0),

@@ -85,7 +85,7 @@ def toy() -> Preset:
         disc_width=16,
         disc_layers=1,
     )
-    fit = recipes.TOY_FIT | {"steps": 2000, "betas": (0.5, 0.9), "clip_norm": 0.0}
+    fit = recipes.TOY_FIT | {"steps": 2000, "lr": 2e-3, "betas": (0.5, 0.9), "clip_norm": 0.0}
     task = {
         "disc_start": 1400,
         "disc_warmup": 100,
@@ -129,7 +129,7 @@ PRESETS = {"toy": toy, "f4": f4, "f16": f16}
 GATE = Gate(
     "A16",
     {
-        "gain": (">=", 3.0),
+        "gain": (">=", 5.0),
         "psnr_change": (">=", -0.5),
         "adaptive_weight": ("<=", 9999.0),  # of a bound of 1e4
         "logit_gap": ("<=", 4.0),
