@@ -45,17 +45,16 @@ def _toy() -> Preset:
     config = Config(
         image_size=16,
         grid=8,
-        image_vocabulary=1024,
+        image_vocabulary=512,
         text_vocabulary=512,
         text_length=24,
         width=96,
-        depth=3,
+        depth=4,
         heads=4,
         kernel=5,
-        sparse=False,
     )
     fit = {
-        "steps": 4_000,
+        "steps": 3_000,
         "batch_size": 32,
         "lr": 3e-3,
         "warmup_steps": 100,

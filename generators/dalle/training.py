@@ -28,10 +28,6 @@ class Task(GeneratorTask):
     tokenizer: the words. first_stage: a frozen model with `tokens` and `decode_tokens`; None where
     the examples come with cached `tokens`, and no pictures are wanted. bpe_dropout: the share of
     merges that is forbidden in training. optimizer: of the matrices inside of blocks.
-
-    Not in the paper: token_noise, the share of an image's tokens that the model sees replaced by any
-    others in training, never those it has to predict. What was drawn before then counts for less and
-    the caption for more, and a slip in sampling is nothing new.
     """
 
     model: Transformer
@@ -45,17 +41,14 @@ class Task(GeneratorTask):
         tokenizer: Bpe,
         first_stage: nn.Module | None = None,
         bpe_dropout: float = 0.1,
-        token_noise: float = 0.0,
         optimizer: Literal["adamw", "muon"] = "adamw",
     ) -> None:
         super().__init__(model, source, held_out=held_out)
         self.config: Config = model.config
         self.tokenizer, self.bpe_dropout, self.optimizer = tokenizer, bpe_dropout, optimizer
-        self.token_noise = token_noise
         self.first_stage = first_stage and first_stage.eval().requires_grad_(False)
-        for name, share in (("bpe_dropout", bpe_dropout), ("token_noise", token_noise)):
-            if not 0 <= share < 1:
-                raise UserError(f"{name} {share} is impossible", "give 0 to below 1")
+        if not 0 <= bpe_dropout < 1:
+            raise UserError(f"bpe_dropout {bpe_dropout} is impossible", "give 0 to below 1")
         require_fit(self.config, tokenizer, first_stage)
 
     def tensors(self, examples: Examples) -> Batch:
@@ -106,17 +99,11 @@ class Task(GeneratorTask):
 
     def loss(self, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """1/8 of the text's cross-entropy and 7/8 of the image's, each a mean over its tokens."""
-        return self._loss(batch, self.token_noise)
+        return self._loss(batch)
 
-    def _loss(self, batch: Batch, token_noise: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         text, image = batch["text"], self.image_tokens(batch)
-        seen = image
-        if token_noise:
-            noise = self.noise(batch, image.device)
-            is_kept = noise.uniform(self.config.image_length) >= token_noise
-            codes = noise.uniform(self.config.image_length) * self.config.image_vocabulary
-            seen = torch.where(is_kept, image, codes.long())
-        text_logits, image_logits = self.model(text, seen)
+        text_logits, image_logits = self.model(text, image)
         # Every sample has equally many tokens of a kind: the mean over tokens is one over samples.
         text_nll = F.cross_entropy(text_logits.flatten(0, 1), text.flatten())
         image_nll = F.cross_entropy(image_logits.flatten(0, 1), image.flatten())

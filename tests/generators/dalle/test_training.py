@@ -105,28 +105,6 @@ def test_loss_is_an_eighth_text_and_the_rest_image():
     torch.testing.assert_close(values["image_nll"], per_sample[1].mean())
 
 
-def test_token_noise_changes_what_is_seen_and_not_what_is_asked_for(monkeypatch):
-    task = task_of(token_noise=0.25, bpe_dropout=0.0)
-    batch = task.batch(places(64))
-    asked, seen = task.image_tokens(batch), []
-    forward = task.model.forward
-    monkeypatch.setattr(task.model, "forward", lambda t, i: (seen.append(i), forward(t, i))[1])
-    _, noisy = task.loss(batch, torch.Generator())
-    changed = (seen[0] != asked).float().mean().item()
-    assert changed == pytest.approx(0.25 * (1 - 1 / CONFIG.image_vocabulary), abs=0.03)
-
-    # The loss is of the tokens as they are, given those that were seen.
-    _, logits = forward(batch["text"], seen[0])
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), asked.flatten())
-    assert noisy["image_nll"].item() == pytest.approx(expected.item(), rel=1e-6)
-
-    # Each sample's own: in another batch it is the same.
-    part = {name: value if name == "step" else value[8:16] for name, value in batch.items()}
-    task.loss(part, torch.Generator())
-    assert torch.equal(seen[1], seen[0][8:16])
-    assert task.evaluate() == task_of(bpe_dropout=0.0).evaluate()
-
-
 def test_micro_batches_add_up():
     task = task_of()
     whole = task.loss(task.batch(places(12)), None)[0]
