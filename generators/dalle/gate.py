@@ -67,4 +67,10 @@ def _followed(texts: Sequence[str], images: np.ndarray, level: str) -> Following
     return sum((follow(text, image, level) for text, image in rows), Following())
 
 
-GATE = Gate("A16", {"attributes": (">=", 0.95)}, measure, needs="vqvae:toy-fine", ranks=True)
+GATE = Gate(
+    "A16",
+    {"attributes": (">=", 0.95), "least_rise": (">=", 0.001)},
+    measure,
+    needs="vqvae:toy-fine",
+    ranks=True,
+)

@@ -54,7 +54,7 @@ def _toy() -> Preset:
         kernel=5,
     )
     fit = {
-        "steps": 3_000,
+        "steps": 3_600,
         "batch_size": 32,
         "lr": 3e-3,
         "warmup_steps": 100,
