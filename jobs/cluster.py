@@ -39,7 +39,8 @@ def connect(address: str, cpus: int) -> None:
             ray.init(address=address, **quiet)
         except (RayError, ConnectionError, OSError, ValueError, RuntimeError) as e:
             line = " ".join(str(e).split())[:200]
-            raise UserError(f"ADDRESS={address}: no Ray there: {line}", "ray status tells") from e
+            hint = "ray status tells; a cluster that wants a token needs RAY_AUTH_MODE=token"
+            raise UserError(f"ADDRESS={address}: no Ray there: {line}", hint) from e
         return
     for tries_left in reversed(range(_LOCAL_TRIES)):
         try:

@@ -77,7 +77,8 @@ def write(
 ) -> None:
     """Files of one prompt's pictures uint8 (N, H, W, 3), best first where they are scored.
 
-    Number i of a file's name is the sample's own; samples.jsonl and the grid have the best first.
+    Number i of a file's name is the sample's own; samples.jsonl and the grid have the best first. What
+    an earlier call listed there and this one does not make is removed.
     """
     import io
     import json
@@ -93,6 +94,7 @@ def write(
         Image.fromarray(pixels).save(file, "PNG")
         return file.getvalue()
 
+    before = _listed(str(folder / SAMPLES))
     ranking = rerank(text, images, scorer) if scorer else None
     order = ranking.order.tolist() if ranking else list(range(len(images)))
     lines = []
@@ -103,7 +105,21 @@ def write(
         score = {"score": round(float(ranking.scores[i]), 5)} if ranking else {}
         lines.append(json.dumps({"file": name, "prompt": text, "seed": seed, "sample": i} | score))
     storage.write_bytes(str(folder / SAMPLES), ("\n".join(lines) + "\n").encode())
+    for name in before - {json.loads(line)["file"] for line in lines}:
+        storage.remove(str(folder / name))
     storage.write_bytes(str(folder / GRID), png(grid(images[order[:SHOWN]])))
+
+
+def _listed(path: str) -> set[str]:
+    """Names of the pictures that a samples.jsonl tells of; none where there is no such file."""
+    import json
+
+    from pipeline import storage
+
+    if not storage.exists(path):
+        return set()
+    names = {json.loads(line)["file"] for line in storage.read_bytes(path).splitlines()}
+    return {name for name in names if name.removesuffix(".png").isdigit()}
 
 
 def _check(config: Sample, name: str) -> None:

@@ -82,6 +82,11 @@ def test_pictures_of_a_prompt(dalle, tmp_path):
     for name in ("000.png", "001.png"):
         np.testing.assert_array_equal(images[name], np.asarray(Image.open(tmp_path / "b" / name)))
 
+    (tmp_path / "a/777.png").write_bytes(b"somebody else's")
+    assert main([*asked, "--n", "2", "--out", str(tmp_path / "a")]) == 0
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"000.png", "001.png", "777.png", "grid.png", "samples.jsonl"}
+
     found = generators.load(str(dalle)).sample("a red circle", 2)
     np.testing.assert_array_equal(found[1], images["001.png"])
 
