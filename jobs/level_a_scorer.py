@@ -22,6 +22,7 @@ READ = 2000  # captions that the words are learned from
 ALIKE = 4  # examples of a batch that are nearly alike
 DAMAGED = 0.4  # of all but the first of these; what no renderer draws then lies far from every plain caption
 MOST_DAMAGED = 8  # tokens
+HELD_OUT = 1 / 8  # of the scenes: what `world.held_out` holds out
 FOREIGN = 0.25  # of these come from no scene that is alike
 DAMAGE = "a damaged picture."
 FIT: dict[str, Any] = {
@@ -76,9 +77,12 @@ def train(
 ) -> LevelAScorer:
     """Towers that know which descriptive caption belongs to which image: CoCa with both of its losses.
 
-    scenes: of one thing, the training's split. first_stage: of the generator whose images are ranked;
-    some of what it leaves of the scenes is damaged by a few tokens of another scene, as a generator
-    confuses what it knows. out: a folder for the run, which goes on there.
+    As CLIP did for the paper they see everything, also what was held out from the generator: what they
+    know is not what is measured.
+
+    scenes: of one thing, other ones than those to measure on. first_stage: of the generator whose
+    images are ranked; some of what it leaves of the scenes is damaged by a few tokens of another
+    scene, as a generator confuses what it knows. out: a folder for the run, which goes on there.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -107,9 +111,8 @@ def train(
         contrastive=1.0,
         captioning=1.0,
     )
-    with sdpa_kernel(
-        SDPBackend.MATH
-    ):  # on CPUs in bf16, flash's backward makes a step twice as long
+    # On CPUs in bf16, the backward pass of flash attention makes a step twice as long.
+    with sdpa_kernel(SDPBackend.MATH):
         fit(task, Fit(**FIT, seed=seed, device="cpu"), out, {"scenes": scenes.level})
     return LevelAScorer(model.cpu().eval().requires_grad_(False), tokenizer)
 
@@ -118,7 +121,7 @@ def train(
 class _Examples:
     """Images as a first stage leaves them, with their captions, some of them nearly alike.
 
-    The first of every few is a scene of the training; the others are it with one attribute changed, or
+    The first of every few is a scene as it is drawn; the others are it with one attribute changed, or
     damaged, and their captions say so. All others of a batch differ in so much that telling them apart
     teaches little.
     """
@@ -136,7 +139,7 @@ class _Examples:
         images, texts, damaged, others = [], [], [], []
         for row in range(len(places)):
             place, draws = places[row - row % ALIKE], places[row].draws("alike")
-            scene, prefix, template = self.scenes.scene(place.index), "", draws.below(len(LONG))
+            scene, prefix, template = self._scene(place), "", draws.below(len(LONG))
             if row % ALIKE:
                 other = changed(scene, draws)
                 if draws.chance(DAMAGED):
@@ -156,6 +159,12 @@ class _Examples:
             left = to_images(self.first_stage.decode_tokens(tokens))
         return list(zip(left, texts, strict=True))
 
+    def _scene(self, place: "Place") -> "Scene":
+        """One of all combinations."""
+        is_held_out = place.draws("split").chance(HELD_OUT)
+        split = "test" if is_held_out else "train"
+        return replace(self.scenes, split=split).scene(place.index)
+
 
 def _mixed(tokens: "Tensor", donor: "Tensor", codes: int, draws: "Draws") -> "Tensor":
     """Tokens (h, w), a few of them as a donor (h, w) has them where it differs, or any of all codes."""
@@ -167,9 +176,7 @@ def _mixed(tokens: "Tensor", donor: "Tensor", codes: int, draws: "Draws") -> "Te
 
 
 def changed(scene: "Scene", draws: "Draws") -> "Scene":
-    """A scene of one thing with another background, or with one attribute of the thing changed; like the
-    training's scenes it is no held-out combination.
-    """
+    """A scene of one thing with another background, or with one attribute of the thing changed."""
     from pipeline.scenes import world
 
     values = {
@@ -187,8 +194,7 @@ def changed(scene: "Scene", draws: "Draws") -> "Scene":
             found = replace(scene, background=value)
         else:
             found = replace(scene, things=(replace(thing, **{name: value}),))
-        (other,) = found.things
-        if found != scene and not world.held_out(other.shape, other.colour, other.texture):
+        if found != scene:
             return found
 
 
