@@ -13,7 +13,7 @@ from pipeline.annotate.clip import Encoder
 from pipeline.scenes.rendered import RenderedScenes
 
 PROMPTS = 512  # held-out scenes, one image of each
-RANKED = 128  # of them, that N images are drawn of
+RANKED = 256  # of them, that N images are drawn of
 BEST_OF = (1, 4, 16, 64)
 SEED = 0
 SINGLE = Choice(temperature=0.7)
