@@ -1,4 +1,4 @@
-"""Contrastive towers for rendered scenes of one thing, trained in two minutes: what reranks in DALL-E's gate."""
+"""Contrastive towers for rendered scenes of one thing, trained in minutes: what reranks in DALL-E's gate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
