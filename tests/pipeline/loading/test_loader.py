@@ -265,11 +265,14 @@ def test_a_corrupt_sample_stops_where_that_is_asked_for(own_mix: Mixed):
 
 
 def test_too_many_corrupt_samples_stop(own_mix: Mixed):
-    """One percent of the first thousand is ten: the eleventh is too many, here in the third epoch."""
+    """One percent of the first thousand is ten: the eleventh is too many, here in the third epoch.
+
+    Batches that are prepared at the same time may have found more by then.
+    """
     damage(own_mix, [1, 20, 41, 55])
     loader = Loader(own_mix.run.folder, size=8)
     done = 0
-    with pytest.raises(UserError, match=r"^11 of \d+ samples are corrupt \(.*11 ") as stopped:
+    with pytest.raises(UserError, match=r"^(1[1-9]) of \d+ samples are corrupt \(.*\1 ") as stopped:
         for _ in loader.batches(8, steps=100):
             done += 1
     assert 15 <= done < 35
