@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 CONTEXT = 32  # of the longest descriptive caption of one thing, with start, end and class token
 READ = 2000  # captions that the words are learned from
 ALIKE = 4  # examples of a batch that are nearly alike
+HELD_OUT = 1 / 8  # of the scenes: what `world.held_out` holds out
 DAMAGED = 0.5  # of all but the first of these; what no renderer draws then lies far from every plain caption
 MOST_DAMAGED = 3  # tokens
-HELD_OUT = 1 / 8  # of the scenes: what `world.held_out` holds out
-FOREIGN = 0.5  # of these come from no scene that is alike
+FOREIGN = 0.5  # of these tokens; the others come from a scene that is nearly alike
 DAMAGE = "a damaged picture."
 FIT: dict[str, Any] = {
     "steps": 2000,
