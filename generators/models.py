@@ -31,9 +31,8 @@ class ModelModule(Protocol):
     Task(model, source, held_out=..., **preset.task): what the training loop trains. PRESETS: name ->
     function that makes one; `toy` is the gate's.
 
-    Some have more. prepare(config, texts, first_stage): a `Prepared`, where a model needs captions of
-    its data (an iterable of them) or a first stage (the folder of a trained one). load(model, folder):
-    what `generators.load` gives in place of the bare module.
+    Some have more. prepare(config, materials): a `Prepared`, where a model is built from what its
+    preset does not say. load(model, folder): what `generators.load` gives in place of the bare module.
     """
 
     Config: type

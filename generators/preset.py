@@ -3,7 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from generators.towers import Towers
+    from pipeline.loading.examples import ExampleSource
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,19 @@ class Preset:
     config: Any
     fit: dict[str, Any]
     task: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a model may be built from besides its preset.
+
+    source: the examples that it will learn from. first_stage: the folder of a trained one, or "".
+    towers: frozen contrastive ones.
+    """
+
+    source: "ExampleSource"
+    first_stage: str = ""
+    towers: "Towers | None" = None
 
 
 @dataclass(frozen=True)
@@ -36,14 +53,26 @@ class Prepared:
 class Gate:
     """What the preset `toy`, trained on the rendered world, must reach on held-out combinations.
 
-    measure: the trained model, as it is loaded from its files, and held-out scenes -> figures.
-    bars: of some of these figures, the least or the most they may be. needs: the first stage that is
-    trained before, `<MODEL>:<PRESET>`. ranks: whether measure takes contrastive towers as well, which
-    are trained on the same scenes.
+    measure: the trained model, as it is loaded from its files, held-out scenes, and a `Beside` where
+    there are towers or other models -> figures. bars: of some of these figures, the least or the most they may be. first_stage: the one
+    that is trained before, `<MODEL>:<PRESET>`. towers: whether contrastive towers are trained before,
+    which the model's training is handed. beside: other models, each `<MODEL>:<PRESET>`, that are
+    trained with the same materials, and that measure looks at as well. ranks: whether measure takes
+    towers that are trained on what the model's first stage leaves of scenes.
     """
 
     level: str
     bars: dict[str, tuple[Literal[">=", "<="], float]]
     measure: Callable[..., dict[str, float]]
-    needs: str = ""
+    first_stage: str = ""
+    towers: bool = False
+    beside: tuple[str, ...] = ()
     ranks: bool = False
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a gate's measure looks at besides its model. models: by `<MODEL>:<PRESET>`."""
+
+    towers: Any = None
+    models: Mapping[str, Any] = field(default_factory=dict)

@@ -48,8 +48,8 @@ def run(config: GateSettings) -> None:
     work = Path(config.work or f"data/gates/{config.model}-{config.seed}")
     start = time.process_time()
     first_stage = ""
-    if gate.needs:
-        name, _, preset = gate.needs.partition(":")
+    if gate.first_stage:
+        name, _, preset = gate.first_stage.partition(":")
         first_stage = str(_trained(config, name, preset, gate, work / name, ""))
     folder = _trained(config, config.model, PRESET, gate, work / config.model, first_stage)
     model = checkpoint.load(folder, config.device)

@@ -10,15 +10,17 @@ from jobs.job import say
 if TYPE_CHECKING:
     from jobs.fit import Fitted
     from jobs.fit_settings import Fit
+    from generators.towers import Towers
     from pipeline.loading.examples import Examples, ExampleSource
 
 TRAINING = "training"  # inside the model's folder: checkpoints, metrics, pictures
-READ = 50_000  # captions that a model's words are learned from
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what, and where to. first_stage: the folder of a trained one, or ""."""
+    """What is trained, on what, and where to. first_stage: the folder of a trained one, or "". towers:
+    frozen contrastive ones, for models of their embeddings.
+    """
 
     model: str
     preset: str
@@ -26,6 +28,7 @@ class Job:
     out: Path
     held_out: "Examples | None" = None
     first_stage: str = ""
+    towers: "Towers | None" = None
     options: Mapping[str, Any] = field(default_factory=dict)  # more of what the task takes
     about: Mapping[str, Any] | None = None  # JSON: what decides the data
 
@@ -58,7 +61,7 @@ def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted"
     from safetensors.torch import load_file
 
     from generators import checkpoint, models
-    from generators.preset import Prepared
+    from generators.preset import Materials, Prepared
     from jobs import ranks
     from jobs.fit import fit
     from pipeline.draws import key64
@@ -68,7 +71,8 @@ def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted"
     with ranks.joined() as group:
         prepared = Prepared(preset.config)
         if hasattr(module, "prepare"):
-            prepared = module.prepare(preset.config, job.source.texts(READ), job.first_stage)
+            materials = Materials(job.source, job.first_stage, job.towers)
+            prepared = module.prepare(preset.config, materials)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key64(settings.seed, "weights"))
             model = module.Model(prepared.config)

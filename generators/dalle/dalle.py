@@ -1,7 +1,6 @@
 """DALL-E 1's prior as the verbs see it: its config, network, training, presets, and what it is built from."""
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,17 +13,20 @@ from generators.dalle.presets import PRESETS
 from generators.dalle.training import Task
 from generators.dalle.transformer import Config
 from generators.dalle.transformer import Transformer as Model
-from generators.preset import Prepared
+from generators.preset import Materials, Prepared
 from pipeline.errors import UserError
+
+READ = 50_000  # captions that words are learned from
 
 __all__ = ["GATE", "PRESETS", "Config", "Dalle", "Model", "Task", "load", "prepare", "save_parts"]
 
 
-def prepare(config: Config, texts: Iterable[str], first_stage: str) -> Prepared:
+def prepare(config: Config, materials: Materials) -> Prepared:
     """Words learned from captions, and the first stage in a folder, whose codes the model then has.
 
     Raises UserError where the folder holds no first stage with codes.
     """
+    first_stage = materials.first_stage
     if not first_stage:
         raise UserError(
             "DALL-E learns the tokens of a first stage, and none is given",
@@ -36,7 +38,7 @@ def prepare(config: Config, texts: Iterable[str], first_stage: str) -> Prepared:
             f"FIRST_STAGE={first_stage} is a {record['model']}, without codes in one grid",
             "give a dvae",
         )
-    tokenizer = bpe.train(texts, config.text_vocabulary)
+    tokenizer = bpe.train(materials.source.texts(READ), config.text_vocabulary)
     fitted = replace(
         config,
         grid=config.image_size // stage.factor,

@@ -71,6 +71,6 @@ GATE = Gate(
     "A16",
     {"attributes": (">=", 0.95), "least_rise": (">=", 0.001)},
     measure,
-    needs="vqvae:toy-fine",
+    first_stage="vqvae:toy-fine",
     ranks=True,
 )

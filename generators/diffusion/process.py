@@ -1,0 +1,154 @@
+"""The noising process, and what a network predicts of it: epsilon, sample or v, and its variance."""
+
+# B samples, C channels of a sample, T timesteps
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from generators.diffusion.schedule import Schedule
+
+Prediction = Literal["epsilon", "sample", "v_prediction"]
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+VLB_SHARE = 1 / 1000 / math.log(2)  # of the bound in nats: the hybrid loss (2102.09672, equation 16) has bits
+
+
+@dataclass(frozen=True)
+class Process:
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise. prediction, variance: `diffusers`' names.
+
+    Of learned_range the network has 2 C channels, the second half of which interpolates between the
+    logarithms of the posterior's variance and of beta (2102.09672, equation 15).
+    """
+
+    schedule: Schedule = Schedule()
+    prediction: Prediction = "epsilon"
+    variance: Variance = "fixed_small"
+
+    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t of x_0 (B, ...), noise (B, ...) and timesteps (B,)."""
+        signal, rest = self.levels(t, clean.ndim)
+        return signal * clean + rest * noise
+
+    def levels(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t) as (B, 1, ...), to be multiplied with (B, ...)."""
+        table = _levels(self.schedule, t.device)[t]
+        return tuple(table[:, i].view(-1, *[1] * (ndim - 1)) for i in (0, 1))
+
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network shall predict of x_t."""
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "sample":
+            return clean
+        signal, rest = self.levels(t, clean.ndim)
+        return signal * noise - rest * clean
+
+    def clean(self, predicted: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """The x_0 that a prediction (without its variance) of x_t means."""
+        if self.prediction == "sample":
+            return predicted
+        signal, rest = self.levels(t, noisy.ndim)
+        if self.prediction == "epsilon":
+            return (noisy - rest * predicted) / signal
+        return signal * noisy - rest * predicted
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The prediction, and what was said of the variance, where it is learned."""
+        if self.variance != "learned_range":
+            return output, None
+        predicted, said = output.chunk(2, dim=1)
+        return predicted, said
+
+    def loss(self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Of each sample (B,): the prediction's mean squared error, and where the variance is learned
+        1/1000 of the variational bound in bits, which then trains it alone (2102.09672, section 3.1).
+        """
+        predicted, said = self.split(output.float())
+        wanted = self.target(clean, noise, t)
+        loss = (predicted - wanted).square().flatten(1).mean(dim=1)
+        if said is None:
+            return loss
+        noisy = self.noised(clean, noise, t)
+        bound = self.bound(self.clean(predicted.detach(), noisy, t), said, clean, noisy, t)
+        return loss + VLB_SHARE * self.schedule.steps * bound
+
+    def bound(
+        self, guessed: Tensor, said: Tensor | None, clean: Tensor, noisy: Tensor, t: Tensor
+    ) -> Tensor:
+        """The term L_t of the variational bound, nats per dimension (B,) (2006.11239, equation 5).
+
+        guessed: the x_0 that the network means. said: of its variance, None where that is fixed. At
+        t = 0 it is the negative log-likelihood of 8-bit pixels in [-1, 1] (section 3.3 there).
+        """
+        mean, log_variance = self.posterior(clean, noisy, t)
+        guess, _ = self.posterior(guessed, noisy, t)
+        log_guess = self.log_variance(said, t, clean.ndim).expand_as(clean)
+        ratio = log_variance - log_guess
+        kl = 0.5 * (ratio.exp() - 1 - ratio + (mean - guess).square() * (-log_guess).exp())
+        nll = -_log_of_bin(clean, guess, log_guess)
+        is_last = (t == 0).view(-1, *[1] * (clean.ndim - 1))
+        return torch.where(is_last, nll, kl).flatten(1).mean(dim=1)
+
+    def posterior(self, clean: Tensor, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of x_{t-1} given x_t and x_0 (2006.11239, equation 7)."""
+        table = _posterior(self.schedule, t.device)[t]
+        a, b, log_small, _ = (
+            table[:, i].view(-1, *[1] * (clean.ndim - 1)) for i in range(table.shape[1])
+        )
+        return a * clean + b * noisy, log_small
+
+    def log_variance(self, said: Tensor | None, t: Tensor, ndim: int) -> Tensor:
+        """Of x_{t-1}, as this process has it: (B, 1, ...), or as `said` (B, C, ...)."""
+        table = _posterior(self.schedule, t.device)[t]
+        small, large = (table[:, i].view(-1, *[1] * (ndim - 1)) for i in (2, 3))
+        if said is None:
+            return small if self.variance == "fixed_small" else large
+        share = (said + 1) / 2
+        return share * large + (1 - share) * small
+
+
+@lru_cache(16)
+def _levels(schedule: Schedule, device: torch.device) -> Tensor:
+    """(T, 2)."""
+    abar = torch.from_numpy(schedule.alphas_cumprod)
+    return torch.stack([abar.sqrt(), (1 - abar).sqrt()], dim=1).float().to(device)
+
+
+@lru_cache(16)
+def _posterior(schedule: Schedule, device: torch.device) -> Tensor:
+    """(T, 4): weights of x_0 and x_t in the mean, log of the posterior's variance, log of beta.
+
+    At t = 0 that variance is 0; its logarithm is taken from t = 1, as in 2102.09672's code.
+    """
+    beta, abar = torch.from_numpy(schedule.betas), torch.from_numpy(schedule.alphas_cumprod)
+    before = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
+    small = beta * (1 - before) / (1 - abar)
+    if len(small) > 1:
+        small[0] = small[1]
+    large = beta.clone()
+    large[0] = small[0]
+    columns = (
+        beta * before.sqrt() / (1 - abar),
+        (1 - beta).sqrt() * (1 - before) / (1 - abar),
+        small.log(),
+        large.log(),
+    )
+    return torch.stack(columns, dim=1).float().to(device)
+
+
+def _log_of_bin(clean: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Log probability of the 8-bit bin around each value of [-1, 1], open-ended at both ends."""
+    scale = (-0.5 * log_variance).exp()
+    upper = _cdf((clean - mean + 1 / 255) * scale)
+    lower = _cdf((clean - mean - 1 / 255) * scale)
+    inside = torch.where(clean < -0.999, upper, torch.where(clean > 0.999, 1 - lower, upper - lower))
+    return inside.clamp(min=1e-12).log()
+
+
+def _cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
