@@ -14,7 +14,9 @@ from generators.diffusion.schedule import Schedule
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
-VLB_SHARE = 1 / 1000 / math.log(2)  # of the bound in nats: the hybrid loss (2102.09672, equation 16) has bits
+VLB_SHARE = (
+    1 / 1000 / math.log(2)
+)  # of the bound in nats: the hybrid loss (2102.09672, equation 16) has bits
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,9 @@ def _log_of_bin(clean: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     scale = (-0.5 * log_variance).exp()
     upper = _cdf((clean - mean + 1 / 255) * scale)
     lower = _cdf((clean - mean - 1 / 255) * scale)
-    inside = torch.where(clean < -0.999, upper, torch.where(clean > 0.999, 1 - lower, upper - lower))
+    inside = torch.where(
+        clean < -0.999, upper, torch.where(clean > 0.999, 1 - lower, upper - lower)
+    )
     return inside.clamp(min=1e-12).log()
 
 

@@ -127,7 +127,9 @@ def _scale(step: Step, said: Tensor | None) -> Tensor | float:
     return (0.5 * (low + (said + 1) / 2 * (high - low))).exp()
 
 
-def _ddpm(process: Process, sampling: Sampling, visited: list[int], levels: list[float]) -> list[Step]:
+def _ddpm(
+    process: Process, sampling: Sampling, visited: list[int], levels: list[float]
+) -> list[Step]:
     """The posterior of x_s given x_t and x_0 (2006.11239, equation 7), between any two timesteps."""
     variances = []
     for now, then in zip(levels, levels[1:], strict=False):
@@ -158,7 +160,9 @@ def _ddpm(process: Process, sampling: Sampling, visited: list[int], levels: list
     return steps
 
 
-def _ddim(process: Process, sampling: Sampling, visited: list[int], levels: list[float]) -> list[Step]:
+def _ddim(
+    process: Process, sampling: Sampling, visited: list[int], levels: list[float]
+) -> list[Step]:
     """2010.02502, equation 12, with epsilon taken from x_t and x_0."""
     steps = []
     for t, now, then in zip(visited, levels, levels[1:], strict=False):
@@ -170,7 +174,9 @@ def _ddim(process: Process, sampling: Sampling, visited: list[int], levels: list
     return steps
 
 
-def _dpm(process: Process, sampling: Sampling, visited: list[int], levels: list[float]) -> list[Step]:
+def _dpm(
+    process: Process, sampling: Sampling, visited: list[int], levels: list[float]
+) -> list[Step]:
     """2211.01095, algorithm 2; the first step and the last are of first order."""
     steps: list[Step] = []
     last_h = 0.0
