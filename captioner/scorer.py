@@ -1,6 +1,6 @@
 """What tells how near a caption is to its image: our own captioners' towers, or any open_clip model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -153,14 +153,7 @@ class OpenClipScorer:
     ) -> None:
         self._model, self._tokenizer, self._device = model, tokenizer, device
         self._dtype, self._prefix = dtype, prefix
-        config = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
-        self._preprocess = image_transform_v2(config, is_train=False)
-        self._square = square_side_of(config)
-        self._resampling = _RESAMPLING.get(config.interpolation, _RESAMPLING["bicubic"])
-        self._mean, self._std = (
-            torch.tensor(values, device=device).view(1, 3, 1, 1)
-            for values in (config.mean, config.std)
-        )
+        self._view = open_clip_view(model)
         self._words = _Tokens(tokenizer)
         self._room = tokenizer.context_length - 2 - len(self._words.encode(prefix))
         self.environment = {
@@ -175,21 +168,13 @@ class OpenClipScorer:
         return self.prepare_pixels(decode(data))
 
     def prepare_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Upright RGB uint8 (H, W, 3) -> what encode_image takes; thread-safe.
-
-        uint8 (S, S, 3) where the model sees the middle square, as most do; float32 (3, S, S) by
-        open_clip's own transform where it does not.
-        """
-        if self._square:
-            return middle_of(pixels, self._square, self._resampling)
-        return self._preprocess(Image.fromarray(pixels)).numpy()
+        """Upright RGB uint8 (H, W, 3) -> what encode_image takes, as `ImageView.prepare` makes it."""
+        return self._view.prepare(pixels)
 
     @torch.inference_mode()
     def encode_image(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         """Features of images, unit length: float32 (B, E)."""
-        pixels = torch.from_numpy(np.stack(prepared)).to(self._device)
-        if pixels.dtype == torch.uint8:
-            pixels = (pixels.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
+        pixels = self._view.normalised(torch.from_numpy(np.stack(prepared)).to(self._device))
         with self._autocast():
             features = self._model.encode_image(pixels)
         return F.normalize(features.float(), dim=-1).cpu().numpy()
@@ -222,6 +207,47 @@ class OpenClipScorer:
         """The text, or its words in as few parts of about equal length as fit the context."""
         parts = split_text(text, self._words, self._room)
         return [bounded(text)] if len(parts) == 1 else [self._words.decode(ids) for ids in parts]
+
+
+class ImageView:
+    """What an image tower sees: the middle square, or what a transform of open_clip's makes.
+
+    size: pixels S of a side. mean, std: of each channel, whose values go from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        resampling: Image.Resampling = Image.Resampling.BICUBIC,
+        transform: Callable[[Image.Image], torch.Tensor] | None = None,
+    ) -> None:
+        self.size, self._resampling, self._transform = size, resampling, transform
+        self._mean, self._std = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """Upright RGB uint8 (H, W, 3) -> uint8 (S, S, 3); float32 (3, S, S) by a transform. Thread-safe."""
+        if self._transform is None:
+            return middle_of(pixels, self.size, self._resampling)
+        return self._transform(Image.fromarray(pixels)).numpy()
+
+    def normalised(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Prepared images, stacked, on any device -> pixels (B, 3, S, S) as the tower takes them."""
+        if prepared.dtype != torch.uint8:
+            return prepared
+        self._mean, self._std = (v.to(prepared.device) for v in (self._mean, self._std))
+        return (prepared.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
+
+
+def open_clip_view(model: torch.nn.Module) -> ImageView:
+    """What an open_clip model sees: by its own transform where that is not the middle square."""
+    config = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+    resampling = _RESAMPLING.get(config.interpolation, _RESAMPLING["bicubic"])
+    side = square_side_of(config)
+    transform = None if side else image_transform_v2(config, is_train=False)
+    size = side or max(config.input_size[1:])
+    return ImageView(size, config.mean, config.std, resampling, transform)
 
 
 def middle_of(

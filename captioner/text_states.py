@@ -13,6 +13,7 @@ from captioner.checkpoint import load_checkpoint
 from captioner.chunks import bounded
 from captioner.coca import device_name
 from captioner.scorer import is_captioner, load_open_clip, scorer_identity
+from captioner.text import TextTower
 from captioner.tokens import ClipTokenizer, Tokenizer, to_tensor
 from pipeline.encoders import TextStates
 from pipeline.errors import UserError
@@ -42,19 +43,40 @@ def load_text_states(
     if is_captioner(name):
         checkpoint = load_checkpoint(name)
         base = checkpoint.base.to(device)
-        tower, context = base.text, base.text.contrastive_context
-        return TextTowerStates(
-            lambda ids: tower(ids)[::-1], checkpoint.tokenizer, context, device, precision
-        )
+        tower, context = captioner_tower(base.text), base.text.contrastive_context
+        return TextTowerStates(tower, checkpoint.tokenizer, context, device, precision)
     model, tokenizer = load_open_clip(name, device=device, flag=flag)
+    tower = open_clip_tower(model, tokenizer, name, flag)
+    return TextTowerStates(tower, ClipTokenizer(), tokenizer.context_length, device, precision)
+
+
+def captioner_tower(text: TextTower) -> Tower:
+    """The text tower of one of our captioners."""
+    return lambda ids: text(ids)[::-1]
+
+
+def open_clip_tower(model: nn.Module, tokenizer: object, name: str, flag: str) -> Tower:
+    """The text tower of an open_clip model; UserError where it is not of CLIP's kind."""
     norm = _last_norm(model)
     if norm is None or not isinstance(tokenizer, SimpleTokenizer):
         raise UserError(
             f"{flag}={name} has no text tower of CLIP's kind", "for example ViT-L-14:openai"
         )
-    return TextTowerStates(
-        _with_states(model, norm), ClipTokenizer(), tokenizer.context_length, device, precision
-    )
+    return _with_states(model, norm)
+
+
+def tokenized(
+    tokenizer: Tokenizer, texts: Sequence[str], context: int
+) -> tuple[Tensor, list[int], int]:
+    """Ids (B, T), how many of each row are the text's, and how many texts do not fit.
+
+    These lose their end, as open_clip's tokenizer cuts them.
+    """
+    room = context - 2
+    whole = [tokenizer.encode(bounded(text)) for text in texts]
+    ids = to_tensor(tokenizer, [one[:room] for one in whole], context)
+    lengths = [min(len(one), room) + 2 for one in whole]
+    return ids, lengths, sum(len(one) > room for one in whole)
 
 
 class TextTowerStates:
@@ -70,17 +92,14 @@ class TextTowerStates:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> TextStates:
-        """Texts beyond the context lose their end, as open_clip's tokenizer cuts them."""
-        room = self.context - 2
-        whole = [self._tokenizer.encode(bounded(text)) for text in texts]
-        ids = to_tensor(self._tokenizer, [one[:room] for one in whole], self.context)
+        ids, lengths, num_cut = tokenized(self._tokenizer, texts, self.context)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bf16):
             states, pooled = self._tower(ids.to(self._device))
         return TextStates(
             states=states.float().cpu().numpy(),
-            lengths=np.array([min(len(one), room) + 2 for one in whole]),
+            lengths=np.array(lengths),
             pooled=pooled.float().cpu().numpy(),
-            num_cut=sum(len(one) > room for one in whole),
+            num_cut=num_cut,
         )
 
 

@@ -21,6 +21,13 @@ MODELS = {
     "vqgan": "generators.first_stages.vqgan",
     "gan": "generators.first_stages.gan",
     "dalle": "generators.dalle.dalle",
+    "prior": "generators.unclip.prior",
+    "prior-ar": "generators.unclip.prior_ar",
+    "decoder": "generators.unclip.decoder",
+    "glide": "generators.unclip.glide",
+    "upsampler": "generators.unclip.upsampler",
+    "classifier": "generators.guidance.classifier",
+    "noised-clip": "generators.guidance.noised_clip",
 }
 
 
@@ -33,6 +40,8 @@ class ModelModule(Protocol):
 
     Some have more. prepare(config, materials): a `Prepared`, where a model is built from what its
     preset does not say. load(model, folder): what `generators.load` gives in place of the bare module.
+    PIXELS = False, where of an image the model sees the towers' embedding alone. adapt(model, weights):
+    the weights that a model takes, of those of a trained one of another shape that it starts as.
     """
 
     Config: type

@@ -26,12 +26,13 @@ class Materials:
     """What a model may be built from besides its preset.
 
     source: the examples that it will learn from. first_stage: the folder of a trained one, or "".
-    towers: frozen contrastive ones.
+    towers: frozen contrastive ones. classes: words of captions, for what tells them apart.
     """
 
     source: "ExampleSource"
     first_stage: str = ""
     towers: "Towers | None" = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Towers(Protocol):
     embed_dim: int  # E
     text_width: int  # D
     context: int  # T
+    image_size: int  # pixels of a side that the image tower looks at
 
     def prepare(self, images: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) -> what `encode_image` takes."""
@@ -65,8 +66,8 @@ class Towers(Protocol):
         """Ids (B, T) int64; "" is a caption like others."""
         ...
 
-    def encode_text(self, ids: Tensor) -> TextCondition:
-        """In fp32."""
+    def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The fields of a `TextCondition`, in fp32."""
         ...
 
     def to(self, device: torch.device | str) -> Self: ...

@@ -48,6 +48,7 @@ VERBS = {
     "train": ("jobs.train", "Train", "train a generator on blended shards"),
     "encode": ("jobs.encode", "Encode", "cache tokens, latents and text embeddings of a mix"),
     "sample": ("jobs.sample", "Sample", "draw pictures from a trained generator"),
+    "edit": ("jobs.edit", "Edit", "change pictures by a trained decoder"),
     "evaluate-generator": (
         "jobs.evaluate_generator",
         "EvaluateGenerator",

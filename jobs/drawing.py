@@ -1,32 +1,55 @@
-"""What the verbs that draw from a trained model share: which one, and how its tokens are chosen."""
+"""What the verbs that draw from trained models share: which ones, and how they draw."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.job import require
+
+if TYPE_CHECKING:
+    from generators.diffusion.samplers import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A trained model, and how it draws."""
+    """A trained model, or a stack of them, and how it draws."""
 
     ckpt: str
-    """The folder of a trained model."""
+    """The folder of a trained model: dalle, decoder, glide, vae, gan; or of a diffusers UnCLIPPipeline."""
+    prior: str = ""
+    """For a decoder: the folder of a trained prior or prior-ar."""
+    upsamplers: str = ""
+    """After a decoder or glide: folders of trained upsamplers, in their order, with commas between."""
+    clip: str = ""
+    """For a decoder: the towers that it was trained with, as `train` was given them."""
     seed: int = 0
     """Another seed gives other pictures."""
     temperature: float = 1.0
-    """Below 1 likelier tokens are taken more often."""
+    """dalle, prior-ar: below 1 likelier tokens are taken more often."""
     top_k: int = 0
-    """Only the so many likeliest tokens; 0 takes all."""
+    """dalle: only the so many likeliest tokens; 0 takes all."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability."""
+    """dalle: only the likeliest tokens that together have this probability."""
     guidance: float = 1.0
-    """Above 1 away from what the model draws without a caption; needs one trained with --drop."""
+    """Above 1 away from what the model draws without a caption; needs one trained with dropped ones."""
+    via: Literal["prior", "text", "caption"] = "prior"
+    """decoder: its image embedding is the prior's, the caption's own in its place, or none."""
+    prior_guidance: float = 1.0
+    """decoder: the prior's own guidance."""
+    candidates: int = 2
+    """decoder: embeddings that the prior draws for a caption, of which the nearest to it is kept."""
+    sampler: str = ""
+    """decoder, glide: ddpm, ddim or dpm++, in place of the model's own."""
+    steps: str = ""
+    """decoder, glide: 50, ddim50, fast27 or sections as 10,10,5, in place of the model's own."""
+    eta: float = 0.0
+    """decoder, glide: DDIM's share of fresh noise."""
     device: str = "auto"
     threads: int = 2
 
     def __post_init__(self) -> None:
         require(self, temperature=(0, None), top_k=(0, None), top_p=(0, 1), guidance=(0, None))
-        require(self, threads=(1, None), seed=(0, None))
+        require(self, threads=(1, None), seed=(0, None), eta=(0, 1), prior_guidance=(0, None))
+        require(self, candidates=(1, 1000))
 
     @property
     def choosing(self) -> dict[str, float]:
@@ -37,3 +60,10 @@ class Drawing:
             "top_p": self.top_p,
             "guidance": self.guidance,
         }
+
+    def sampling(self, own: "Sampling") -> "Sampling":
+        """A diffusion model's own settings, or what was given in their place."""
+        from dataclasses import replace
+
+        given: dict[str, Any] = {"sampler": self.sampler, "steps": self.steps, "eta": self.eta}
+        return replace(own, **{name: value for name, value in given.items() if value})

@@ -1,4 +1,4 @@
-"""encode: writes a cache of latents or tokens and text embeddings beside the training shards of a mix."""
+"""encode: writes a cache of latents, tokens and embeddings beside the training shards of a mix."""
 
 import functools
 import math
@@ -20,18 +20,21 @@ if TYPE_CHECKING:
 class Encode(Execution):
     """Encode a mix: OUT/cache/<run>/<shard>.safetensors, a row for every sample of a training shard.
 
-    Images as latents or tokens of a first stage, every caption as states and a vector of a text
-    tower; a training that takes CACHE=OUT/cache/<run> then computes neither.
+    Images as latents or tokens of a first stage, or as vectors of CLIP's image tower; every caption as
+    states and a vector of a text tower. A training that takes CACHE=OUT/cache/<run> computes none.
     """
 
     shards: str
     """The training shards of one mix: OUT/mix/<run>, or some of its tars."""
     first_stage: str = ""
-    """The folder of a trained first stage; without one images are not encoded."""
+    """The folder of a trained first stage; without one there are no latents or tokens."""
+    clip: str = ""
+    """Both towers of a model, for unCLIP and GLIDE: named as TEXT is. They see the middle square of each
+    image at their own size, and their vectors of images and texts have unit length."""
     text: str = ""
-    """A text tower: <open_clip model>:<tag or file>, bundled, or a captioner's directory."""
+    """A text tower alone: <open_clip model>:<tag or file>, bundled, or a captioner's directory."""
     size: int = 0
-    """Pixels of a side of each image's middle square; 0 takes the size of the first stage."""
+    """Pixels of a side of what the first stage sees of each image; 0 takes its own size."""
     batch_size: int = 32
     """Samples that are encoded together; part of the run."""
     threads: int = 2
@@ -55,8 +58,10 @@ def run(config: Encode) -> "Summary":
     from pipeline.loading.cached import KIND
     from pipeline.runs import Run
 
-    if not config.first_stage and not config.text:
-        raise UserError("there is nothing to encode with", "give FIRST_STAGE=, TEXT= or both")
+    if not config.first_stage and not config.text and not config.clip:
+        raise UserError("there is nothing to encode with", "give FIRST_STAGE=, CLIP= or TEXT=")
+    if config.text and config.clip:
+        raise UserError("CLIP and TEXT both embed the captions", "give one of them")
     out = storage.absolute(config.out)
     mix, shards = _mix(config, out)
     first_stage = text = None
@@ -66,14 +71,15 @@ def run(config: Encode) -> "Summary":
 
         first_stage = describe_first_stage(config.first_stage)
         size = size or first_stage["config"]["image_size"]
-    if config.text:
+    if config.text or config.clip:
         from captioner.text_states import describe_text_states
 
-        text = describe_text_states(config.text)
+        flag = "CLIP" if config.clip else "TEXT"
+        text = describe_text_states(config.clip or config.text, flag)
     settings = {
         "mix": mix["config_hash"],
         "first_stage": first_stage,
-        "text": text,
+        "text": text if config.text else None,
         "kinds": list(caption_kinds(mix["config"])) if text else [],
         "size": size if first_stage else 0,
         "crop": CROP,
@@ -82,13 +88,16 @@ def run(config: Encode) -> "Summary":
         "threads": config.threads,
         "precision": config.precision,
     }
-    name = config.run or _run_name(mix["run"], first_stage, config.text)
+    if config.clip:  # what was cached before there were towers keeps its settings
+        settings["clip"] = text
+    name = config.run or _run_name(mix["run"], first_stage, config)
     work = Run(out=out, kind=KIND, name=name, config=settings)
     device = device_of(config)
     load = functools.partial(
         load_encoders,
         storage.absolute(config.first_stage) if config.first_stage else "",
         config.text,
+        config.clip,
         device=device,
         precision=config.precision,
         threads=config.threads,
@@ -103,7 +112,7 @@ def run(config: Encode) -> "Summary":
 
 
 def load_encoders(
-    first_stage: str, text: str, *, device: str, precision: str, threads: int
+    first_stage: str, text: str, clip: str, *, device: str, precision: str, threads: int
 ) -> "Encoders":
     """What a worker encodes with; raises UserError."""
     import torch
@@ -111,7 +120,7 @@ def load_encoders(
     from pipeline.encoders import Encoders
 
     torch.set_num_threads(threads)
-    image = states = None
+    image = states = towers = None
     if first_stage:
         from generators.encoders import FirstStageEncoder
 
@@ -120,7 +129,12 @@ def load_encoders(
         from captioner.text_states import load_text_states
 
         states = load_text_states(text, device=device, precision=precision)
-    return Encoders(image, states, {"device": device, "torch": torch.__version__})
+    if clip:
+        from captioner.towers import load_towers
+
+        towers = load_towers(clip, device=device, precision=precision)
+        states = towers.text_states
+    return Encoders(image, states, {"device": device, "torch": torch.__version__}, towers)
 
 
 def _mix(config: Encode, out: str) -> "tuple[dict, list[Shard]]":
@@ -180,10 +194,12 @@ def _first(shards: "list[Shard]", limit: int) -> "list[Shard]":
     return chosen
 
 
-def _run_name(mix: str, first_stage: dict | None, text: str) -> str:
+def _run_name(mix: str, first_stage: dict | None, config: Encode) -> str:
     """What was encoded, and with what."""
-    tower = re.sub(r"[^\w.-]+", "-", posixpath.basename(text.rstrip("/"))).strip("-")
-    parts = [mix, first_stage["model"] if first_stage else "", tower]
+    name = posixpath.basename((config.clip or config.text).rstrip("/"))
+    tower = re.sub(r"[^\w.-]+", "-", name).strip("-")
+    stage = first_stage["model"] if first_stage else ""
+    parts = [mix, stage, "clip" if config.clip else "", tower]
     return "-".join(part for part in parts if part)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from captioner.encoder import ScorerEncoder
+    from jobs.drawers import Drawer
 
 SAMPLES, FIGURES = "samples.parquet", "figures.json"
 BATCH = 64
@@ -66,21 +67,22 @@ def run(config: EvaluateGenerator) -> None:
     import torch
 
     from captioner.encoder import load_encoder
-    from generators import checkpoint
+    from jobs import drawers
     from jobs.ranks import here
     from pipeline import storage
 
     storage.require_writable(config.out)
     torch.set_num_threads(config.threads)
     device = str(here().device(config.device))
-    record = checkpoint.describe(config.ckpt)
-    model = checkpoint.load(config.ckpt, device)
+    drawer = drawers.load(config, device)
     scorer = load_encoder(config.scorer, device=device, flag="SCORER")
     features = _features(config, scorer, device)
-    batches = _batches(config, record["config"]["image_size"])
-    measure = _of_reconstructions if hasattr(model, "reconstruct") else _of_drawings
-    found = measure(config, model, batches, scorer, features)
-    _store(config, found, record)
+    batches = _batches(config, drawer.image_size)
+    if hasattr(drawer.model, "reconstruct"):
+        found = _of_reconstructions(config, drawer.model, batches, scorer, features)
+    else:
+        found = _of_drawings(config, drawer, batches, scorer, features)
+    _store(config, found, drawer.name)
     for name, value in found.figures.items():
         say(f"  {name:26} {value:.4f}")
     say(f"stored in {config.out}/{FIGURES} and {config.out}/{SAMPLES}")
@@ -150,7 +152,7 @@ def _features(config: EvaluateGenerator, scorer: "ScorerEncoder", device: str) -
 
 def _of_drawings(
     config: EvaluateGenerator,
-    model: Any,
+    drawer: "Drawer",
     batches: Batches,
     scorer: "ScorerEncoder",
     features: Features,
@@ -164,9 +166,14 @@ def _of_drawings(
     from generators.evaluation.prompt_following import Following, follow
     from pipeline.errors import UserError
 
-    if config.prompts and not _reads(model):
+    if drawer.draw is None:
+        raise UserError(
+            f"CKPT={config.ckpt} is a {drawer.name}, which draws nothing by itself",
+            "give a generator",
+        )
+    if config.prompts and not drawer.reads:
         raise UserError(f"CKPT={config.ckpt} draws without a text", "give SHARDS= or LEVEL=")
-    draw = _drawing(config, model)
+    draw = _numbered(drawer)
     drawn, true, found, followed = MomentsSum(), MomentsSum(), _Measured(), Following()
     for prompts, images in batches:
         made = draw(prompts, len(found.rows))
@@ -174,7 +181,7 @@ def _of_drawings(
         if images is not None:
             drawn.add(features(made))
             true.add(features(images))
-        if _reads(model):
+        if drawer.reads:
             _add(rows, "similarity", _similarities(scorer, made, prompts))
             if images is not None:
                 _add(rows, "similarity_of_truth", _similarities(scorer, images, prompts))
@@ -195,25 +202,12 @@ def _of_drawings(
     return found
 
 
-def _reads(model: Any) -> bool:
-    """Whether it draws what a text says."""
-    return hasattr(model, "tokenizer")
-
-
-def _drawing(config: EvaluateGenerator, model: Any) -> Callable[[list[str], int], "np.ndarray"]:
+def _numbered(drawer: "Drawer") -> Callable[[list[str], int], "np.ndarray"]:
     """(prompts, the number of the first) -> an image for each, uint8 (B, H, W, 3)."""
-    from generators import unconditional
-    from generators.dalle.decode import Choice
-
-    if _reads(model):
-        choice = Choice(**config.choosing)
-        numbers: defaultdict[str, Iterator[int]] = defaultdict(count)
-        return lambda prompts, first: model.images(
-            model.tokens(prompts, [next(numbers[p]) for p in prompts], config.seed, choice)
-        )
-    return lambda prompts, first: unconditional.draw(
-        model, range(first, first + len(prompts)), config.seed
-    )
+    if not drawer.reads:
+        return lambda prompts, first: drawer.draw(prompts, range(first, first + len(prompts)))
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(count)
+    return lambda prompts, first: drawer.draw(prompts, [next(numbers[p]) for p in prompts])
 
 
 def _add(rows: list[dict], name: str, values: list[float]) -> None:
@@ -273,7 +267,7 @@ def _similarities(scorer: "ScorerEncoder", images: "np.ndarray", texts: list[str
     return [mean for mean, _ in scorer.similarities(encoded, texts)]
 
 
-def _store(config: EvaluateGenerator, found: _Measured, record: dict) -> None:
+def _store(config: EvaluateGenerator, found: _Measured, name: str) -> None:
     import json
     from dataclasses import asdict
 
@@ -286,7 +280,7 @@ def _store(config: EvaluateGenerator, found: _Measured, record: dict) -> None:
         pq.write_table(pa.Table.from_pylist(found.rows), part)
     told = {
         "figures": found.figures,
-        "model": record["model"],
+        "model": name,
         "settings": asdict(config),
         "environment": runs.environment(),
     }

@@ -10,6 +10,7 @@ from jobs.job import Stopped, require, say
 
 if TYPE_CHECKING:
     from generators.preset import Gate
+    from generators.towers import Towers
 
 RECORD = Path(__file__).parents[1] / "tests" / "gates.json"
 PRESET = "toy"
@@ -40,6 +41,7 @@ def run(config: GateSettings) -> None:
     import torch
 
     from generators import checkpoint, models
+    from generators.preset import Beside
     from jobs import level_a_scorer
     from pipeline.scenes.rendered import RenderedScenes
 
@@ -50,18 +52,30 @@ def run(config: GateSettings) -> None:
     first_stage = ""
     if gate.first_stage:
         name, _, preset = gate.first_stage.partition(":")
-        first_stage = str(_trained(config, name, preset, gate, work / name, ""))
-    folder = _trained(config, config.model, PRESET, gate, work / config.model, first_stage)
+        first_stage = str(_trained(config, name, preset, gate, work / name))
+    towers = None
+    if gate.towers:  # those of all gates of a level
+        shared = work.parent / f"towers-{gate.level}-{config.seed}"
+        towers = level_a_scorer.towers(gate.level, config.seed, shared)
+    materials = {"first_stage": first_stage, "towers": towers}
+    folder = _trained(config, config.model, PRESET, gate, work / config.model, **materials)
     model = checkpoint.load(folder, config.device)
-    towers = []
+    others = {}
+    for entry in gate.beside:
+        name, _, preset = entry.partition(":")
+        out = work / f"{name}-{preset}"
+        others[entry] = checkpoint.load(
+            _trained(config, name, preset, gate, out, **materials), config.device
+        )
+    more: list[Any] = []
     if gate.ranks:
         scenes = RenderedScenes(gate.level, "train", config.seed)
-        towers = [
-            level_a_scorer.train(scenes, model.first_stage, work / "towers", seed=config.seed)
-        ]
+        more = [level_a_scorer.train(scenes, model.first_stage, work / "towers", seed=config.seed)]
+    if gate.towers or gate.beside:
+        more = [Beside(towers, others)]
     seconds = time.process_time() - start
     held_out = RenderedScenes(gate.level, "test", HELD_OUT_SEED)
-    figures = gate.measure(model, held_out, *towers)
+    figures = gate.measure(model, held_out, *more)
     missed = _tell(config.model, figures, gate)
     _record(config, gate, figures, seconds)
     if missed:
@@ -69,7 +83,14 @@ def run(config: GateSettings) -> None:
 
 
 def _trained(
-    config: GateSettings, name: str, preset: str, gate: "Gate", out: Path, first_stage: str
+    config: GateSettings,
+    name: str,
+    preset: str,
+    gate: "Gate",
+    out: Path,
+    *,
+    first_stage: str = "",
+    towers: "Towers | None" = None,
 ) -> Path:
     """A model's folder, trained on scenes of the gate's level."""
     from jobs import generator_fit
@@ -81,6 +102,7 @@ def _trained(
         RenderedScenes(gate.level, "train", config.seed),
         out,
         first_stage=first_stage,
+        towers=towers,
         about={"level": gate.level, "seed": config.seed},
     )
     settings = generator_fit.settings_of(

@@ -8,18 +8,24 @@ from typing import TYPE_CHECKING, Any
 from jobs.job import say
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from generators.preset import Prepared
+    from generators.towers import Towers
     from jobs.fit import Fitted
     from jobs.fit_settings import Fit
-    from generators.towers import Towers
     from pipeline.loading.examples import Examples, ExampleSource
 
 TRAINING = "training"  # inside the model's folder: checkpoints, metrics, pictures
+_LEARNED_WITH = ("towers", "words_sha256", "first_stage_sha256")
+"""Parts of a record without whose likes weights mean nothing."""
 
 
 @dataclass(frozen=True)
 class Job:
     """What is trained, on what, and where to. first_stage: the folder of a trained one, or "". towers:
-    frozen contrastive ones, for models of their embeddings.
+    frozen contrastive ones, for models of their embeddings. init: the folder of a trained model of
+    this MODEL name that it starts as, or "".
     """
 
     model: str
@@ -29,6 +35,7 @@ class Job:
     held_out: "Examples | None" = None
     first_stage: str = ""
     towers: "Towers | None" = None
+    init: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)  # more of what the task takes
     about: Mapping[str, Any] | None = None  # JSON: what decides the data
 
@@ -70,12 +77,16 @@ def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted"
     preset = models.preset(job.model, job.preset)
     with ranks.joined() as group:
         prepared = Prepared(preset.config)
+        if job.towers:
+            job.towers.to(group.device(settings.device))
         if hasattr(module, "prepare"):
             materials = Materials(job.source, job.first_stage, job.towers)
             prepared = module.prepare(preset.config, materials)
+            _refuse_unused(job, prepared)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key64(settings.seed, "weights"))
             model = module.Model(prepared.config)
+        begun = _start(model, job, prepared) if job.init else {}
         options = {**preset.task, **prepared.task, **job.options}
         task = module.Task(model, job.source, held_out=job.held_out, **options)
         about = {
@@ -84,6 +95,7 @@ def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted"
             "task": {**preset.task, **job.options},
             "data": dict(job.about or {}),
             **prepared.about,
+            **begun,
         }
         if group.is_first:
             count = sum(parameter.numel() for parameter in model.parameters())
@@ -101,3 +113,52 @@ def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted"
 
         group.of_first(save)
     return fitted
+
+
+def _refuse_unused(job: Job, prepared: "Prepared") -> None:
+    """UserError for materials that the model's record does not speak of: it made no use of them."""
+    from pipeline.errors import UserError
+
+    given = {"towers": ("CLIP", job.towers), "first_stage_sha256": ("FIRST_STAGE", job.first_stage)}
+    for name, (flag, material) in given.items():
+        if material and name not in prepared.about:
+            raise UserError(f"{job.model} makes no use of {flag}", f"leave {flag} out")
+
+
+def _start(model: "nn.Module", job: Job, prepared: "Prepared") -> dict[str, str]:
+    """Gives the model the weights of the folder `job.init`, all of them; what to record of it.
+
+    A module that starts as a model of another shape has `adapt(model, weights)`, which gives the
+    weights that it takes. Raises UserError where they do not fit, or were learned with other towers,
+    words or first stages.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from generators import checkpoint, models
+    from generators.encoders import describe_first_stage
+    from pipeline.errors import UserError
+
+    record = checkpoint.describe(job.init)
+    if record["model"] != job.model:
+        raise UserError(f"INIT={job.init} holds a {record['model']}", f"give a {job.model}")
+    for name in _LEARNED_WITH:
+        if name in prepared.about and record["about"].get(name) != prepared.about[name]:
+            raise UserError(
+                f"INIT={job.init} was trained with another {name.removesuffix('_sha256')}",
+                "give what it was trained with",
+            )
+    identity = describe_first_stage(job.init)
+    module = models.find(job.model)
+    try:
+        weights = load_file(Path(job.init) / checkpoint.WEIGHTS)
+        if hasattr(module, "adapt"):
+            weights = module.adapt(model, weights)
+        model.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"INIT={job.init} does not fit {job.model} {job.preset}: {why}",
+            "give a model of the same preset",
+        ) from error
+    return {"init": identity["weights"]}

@@ -1,4 +1,4 @@
-"""Contrastive towers for rendered scenes of one thing, trained in minutes: what reranks in DALL-E's gate."""
+"""Contrastive towers for rendered scenes of one thing, trained in minutes: unCLIP's CLIP, and what reranks in gates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from captioner.model import CoCa
     from captioner.tokens import WordTokenizer
+    from captioner.towers import ContrastiveTowers
     from pipeline.draws import Draws
     from pipeline.places import Place
     from pipeline.scenes.rendered import RenderedScenes
@@ -25,6 +26,7 @@ DAMAGED = 0.5  # of all but the first of these; what no renderer draws then lies
 MOST_DAMAGED = 3  # tokens
 FOREIGN = 0.5  # of these tokens; the others come from a scene that is nearly alike
 DAMAGE = "a damaged picture."
+MEAN = STD = (0.5, 0.5, 0.5)
 FIT: dict[str, Any] = {
     "steps": 2000,
     "batch_size": 64,
@@ -72,8 +74,29 @@ class LevelAScorer:
         return [(cosine, cosine) for cosine in cosines]
 
 
+def towers(level: str, seed: int, folder: Path) -> "ContrastiveTowers":
+    """Towers of plain scenes of a level, trained once into a captioner's folder; the same call goes on."""
+    from captioner.checkpoint import Checkpoint, base_stack, save_captioner
+    from captioner.load import Style
+    from captioner.settings import DecodeSettings
+    from captioner.towers import load_towers
+    from pipeline.scenes.rendered import RenderedScenes
+
+    saved = folder / "towers"
+    if not (saved / "config.json").is_file():
+        scorer = train(RenderedScenes(level, "train", seed), None, folder, seed=seed)
+        base = scorer.model
+        config = _config(len(RenderedScenes(level).image(0)), scorer.tokenizer.size)
+        styles = {"long": Style(CONTEXT, DecodeSettings())}
+        stacks = {"long": base_stack(base)}
+        save_captioner(
+            Checkpoint(config, base, stacks, styles, scorer.tokenizer, MEAN, STD), saved
+        )
+    return load_towers(str(saved))
+
+
 def train(
-    scenes: "RenderedScenes", first_stage: "nn.Module", out: Path, *, seed: int = 0
+    scenes: "RenderedScenes", first_stage: "nn.Module | None", out: Path, *, seed: int = 0
 ) -> LevelAScorer:
     """Towers that know which descriptive caption belongs to which image: CoCa with both of its losses.
 
@@ -106,8 +129,8 @@ def train(
         scenes.size,
         tokenizer,
         CONTEXT,
-        [0.5] * 3,
-        [0.5] * 3,
+        MEAN,
+        STD,
         contrastive=1.0,
         captioning=1.0,
     )
@@ -127,7 +150,7 @@ class _Examples:
     """
 
     scenes: "RenderedScenes"
-    first_stage: "nn.Module"
+    first_stage: "nn.Module | None"
 
     def __call__(self, places: Sequence["Place"]) -> list[tuple[np.ndarray, str]]:
         import torch
@@ -142,7 +165,7 @@ class _Examples:
             scene, prefix, template = self._scene(place), "", draws.below(len(LONG))
             if row % ALIKE:
                 other = changed(scene, draws)
-                if draws.chance(DAMAGED):
+                if self.first_stage and draws.chance(DAMAGED):
                     damaged.append((row, draws))
                     others.append(render(self.scenes.level, other, self.scenes.seed, place.index))
                     prefix = f"{DAMAGE} "
@@ -150,6 +173,8 @@ class _Examples:
                     scene = other
             images.append(render(self.scenes.level, scene, self.scenes.seed, place.index))
             texts.append(prefix + long_caption(scene, template))
+        if not self.first_stage:
+            return list(zip(images, texts, strict=True))
         with torch.no_grad():
             tokens = self.first_stage.tokens(to_model(np.stack(images)))
             if damaged:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from captioner.encoder import ScorerEncoder
-    from generators.dalle.dalle import Dalle
+    from jobs.drawers import Drawer
 
 SAMPLES, GRID = "samples.jsonl", "grid.png"
 SHOWN = 64  # of a prompt in its grid, the best ones where they are ranked
@@ -23,7 +23,7 @@ class Sample(Drawing):
     """Draw N pictures for a prompt, or for each of a file. Sample i of a prompt is the same whatever N is."""
 
     model: str = ""
-    """Its MODEL name, where it shall be checked."""
+    """The MODEL name of `ckpt`, where it shall be checked."""
     prompt: str = ""
     """What to draw; models that know no text need none."""
     prompts: str = ""
@@ -33,7 +33,7 @@ class Sample(Drawing):
     out: str = "samples"
     """A folder: grid.png, 000.png ..., samples.jsonl; with several prompts one folder for each."""
     image: str = ""
-    """An image whose upper rows are kept and whose rest is drawn."""
+    """dalle: an image whose upper rows are kept and whose rest is drawn."""
     rows: float = 0.5
     """Share of that image that is kept."""
     rerank: str = ""
@@ -53,20 +53,19 @@ def run(config: Sample) -> None:
     import torch
 
     from captioner.encoder import load_encoder
-    from generators import checkpoint
+    from jobs import drawers
     from jobs.ranks import here
     from pipeline import storage
 
     storage.require_writable(config.out)
     torch.set_num_threads(config.threads)
-    name = checkpoint.describe(config.ckpt)["model"]
-    _check(config, name)
     device = str(here().device(config.device))
-    model = checkpoint.load(config.ckpt, device)
+    drawer = drawers.load(config, device)
+    _check(config, drawer)
     scorer = load_encoder(config.rerank, device=device, flag="RERANK") if config.rerank else None
-    texts = list(_prompts(config, name))
+    texts = list(_prompts(config))
     for number, text in enumerate(texts):
-        images = _drawn(config, model, text)
+        images = _drawn(config, drawer, text)
         folder = Path(config.out) / (f"{number:04d}" if len(texts) > 1 else "")
         write(folder, text, images, scorer, config.seed)
         say(f"{folder}/{GRID}  {len(images)} of {text!r}" if text else f"{folder}/{GRID}")
@@ -122,21 +121,26 @@ def _listed(path: str) -> set[str]:
     return {name for name in names if name.removesuffix(".png").isdigit()}
 
 
-def _check(config: Sample, name: str) -> None:
+def _check(config: Sample, drawer: "Drawer") -> None:
     from pipeline.errors import UserError
 
+    name, prompts = drawer.name, config.prompt or config.prompts
     if config.model and config.model != name:
         raise UserError(f"CKPT={config.ckpt} holds a {name}", f"give MODEL={name}, or nothing")
-    if name == "dalle" and not (config.prompt or config.prompts):
-        raise UserError("dalle draws what a text says", 'give PROMPT="..." or PROMPTS=<file>')
-    given = config.prompt or config.prompts or config.image or config.rerank
-    if name != "dalle" and given:
+    if drawer.draw is None:
         raise UserError(
-            f"a {name} knows no text and completes nothing", "leave PROMPT, IMAGE and RERANK out"
+            f"CKPT={config.ckpt} is a {name}, which draws nothing by itself",
+            "give a vae, gan, dalle, glide or decoder",
         )
+    if drawer.reads and not prompts:
+        raise UserError(f"{name} draws what a text says", 'give PROMPT="..." or PROMPTS=<file>')
+    if not drawer.reads and (prompts or config.rerank):
+        raise UserError(f"a {name} knows no text", "leave PROMPT and RERANK out")
+    if config.image and name != "dalle":
+        raise UserError(f"a {name} completes no image", "leave IMAGE out, or see make edit")
 
 
-def _prompts(config: Sample, name: str) -> Iterator[str]:
+def _prompts(config: Sample) -> Iterator[str]:
     from jobs.upsample import read_prompts
 
     if config.prompts:
@@ -145,23 +149,16 @@ def _prompts(config: Sample, name: str) -> Iterator[str]:
         yield config.prompt
 
 
-def _drawn(config: Sample, model: "Dalle", text: str) -> "np.ndarray":
+def _drawn(config: Sample, drawer: "Drawer", text: str) -> "np.ndarray":
     """uint8 (N, H, W, 3)."""
-    from generators import unconditional
-    from pipeline.errors import UserError
-
-    how = {"seed": config.seed, **config.choosing}
     if config.image:
-        image = _image(config.image, model.image_size)
-        return model.complete(text, image, config.rows, config.n, **how)
-    if text:
-        return model.sample(text, config.n, **how)
-    if not hasattr(model, "sample"):
-        raise UserError(f"CKPT={config.ckpt} only encodes and decodes", "give a vae, gan or dalle")
-    return unconditional.draw(model, range(config.n), config.seed)
+        image = read_image(config.image, drawer.image_size)
+        how = {"seed": config.seed, **config.choosing}
+        return drawer.model.complete(text, image, config.rows, config.n, **how)
+    return drawer.draw([text] * config.n, range(config.n))
 
 
-def _image(path: str, size: int) -> "np.ndarray":
+def read_image(path: str, size: int, flag: str = "IMAGE") -> "np.ndarray":
     """The middle square of a file's picture: uint8 (size, size, 3)."""
     from pipeline import storage
     from pipeline.errors import UserError
@@ -171,6 +168,6 @@ def _image(path: str, size: int) -> "np.ndarray":
     try:
         return square_crop(storage.read_bytes(path), size)
     except OSError as error:
-        raise UserError(f"IMAGE={path}: {error.strerror or error}", "check the path") from error
+        raise UserError(f"{flag}={path}: {error.strerror or error}", "check the path") from error
     except BadImage as error:
-        raise UserError(f"IMAGE={path} is no image: {error}", "give another one") from error
+        raise UserError(f"{flag}={path} is no image: {error}", "give another one") from error

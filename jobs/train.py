@@ -1,18 +1,23 @@
 """train: trains any generator on blended shards, on one CPU, with torchrun, or on a Ray cluster."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jobs.job import complain, require, say
 
 if TYPE_CHECKING:
+    import torch
+
     from jobs.fit import Fitted
     from jobs.generator_fit import Job
+    from pipeline.loading.cached import Cache
+    from pipeline.loading.examples import Examples
     from pipeline.loading.loader import Loader
 
 WATCHED = 256  # held-out samples that are looked at on the way
 """As many as tell a tenth of a decibel."""
+EMBEDDED = 64  # of them at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,8 @@ class Train:
     """
 
     model: str
-    """ae, dae, vae, vqvae, vqvae2, dvae, kl, vqgan, gan or dalle."""
+    """ae, dae, vae, vqvae, vqvae2, dvae, kl, vqgan, gan, dalle, prior, prior-ar, decoder, glide, upsampler,
+    classifier or noised-clip."""
     shards: str
     """Training shards that mix wrote: their folder, a glob or a brace pattern; local or any fsspec URL."""
     out: str
@@ -34,11 +40,16 @@ class Train:
     """Shards that are measured and not trained on; by default the training samples are measured."""
     first_stage: str = ""
     """Folder of a trained first stage, for a model of its tokens or latents."""
+    clip: str = ""
+    """Frozen towers, for a model of their embeddings: <open_clip model>:<tag or file>, bundled, or a
+    captioner's directory. Without a cache they see images at the model's size."""
+    init: str = ""
+    """Folder of a trained model of the same kind to start from, in place of random weights."""
     perceptual: str = ""
     """For kl and vqgan: a safetensors file of LPIPS weights over VGG-16; without one, only the toy
     presets compare features, random ones."""
     cache: str = ""
-    """Folder of what `encode` wrote of these shards: tokens and latents need no image again."""
+    """Folder of what `encode` wrote of these shards: tokens, latents, embeddings."""
     captions: str = "stored"
     """`stored`: the .txt of each sample; else a blend, drawn anew in every epoch from the .json."""
     drop: float = 0.0
@@ -107,7 +118,7 @@ def here(config: Train) -> "Fitted | None":
 
     torch.set_num_threads(config.threads)
     with ranks.joined() as group:
-        job = _job(config)
+        job = _job(config, group.device(config.device))
         settings = generator_fit.settings_of(
             job,
             **{name: getattr(config, name) for name in _SETTINGS},
@@ -131,9 +142,11 @@ def _check(config: Train) -> None:
     from pipeline.errors import UserError
 
     task = models.preset(config.model, config.preset).task
-    if (config.first_stage or config.cache) and not hasattr(models.find(config.model), "prepare"):
+    given = {"FIRST_STAGE": config.first_stage, "CLIP": config.clip, "CACHE": config.cache}
+    named = [flag for flag, value in given.items() if value]
+    if named and not hasattr(models.find(config.model), "prepare"):
         raise UserError(
-            f"{config.model} learns from images themselves", "leave FIRST_STAGE and CACHE out"
+            f"{config.model} learns from images themselves", f"leave {' and '.join(named)} out"
         )
     if config.perceptual and "perceptual" not in task:
         raise UserError(f"{config.model} has no perceptual loss", "leave --perceptual out")
@@ -146,17 +159,23 @@ _SETTINGS = (
 )
 
 
-def _job(config: Train) -> "Job":
+def _job(config: Train, device: "torch.device") -> "Job":
+    import numpy as np
+
     from generators import models
-    from generators.encoders import describe_first_stage
     from jobs.generator_fit import Job
-    from pipeline.loading.cached import Cache
     from pipeline.loading.loader import Loader
 
-    if config.cache and config.first_stage:
-        encoder = describe_first_stage(config.first_stage)
-        Cache(config.cache).require_first_stage(encoder)
+    cache, towers = _cache(config), None
+    if config.clip:
+        from captioner.towers import load_towers
+
+        towers = load_towers(config.clip, device=str(device))
+    module = models.find(config.model)
     size = models.preset(config.model, config.preset).config.image_size
+    images = None if config.first_stage else True  # a first stage's codes stand for them
+    if towers and not getattr(module, "PIXELS", True):
+        size, images = towers.image_size, not (cache and cache.holds_embeddings)
     source = Loader(
         config.shards,
         size=size,
@@ -164,22 +183,56 @@ def _job(config: Train) -> "Job":
         captions=config.captions,
         drop=config.drop,
         corrupt=config.corrupt,
+        images=images,
         cache=config.cache,
         threads=config.threads,
         workers=config.workers,
     )
-    held_out = Loader(config.held_out or config.shards, size=size, crop="centre")
-    places = held_out.places(0, seed=-1, batch_size=min(WATCHED, len(held_out)))
+    held_out = _held_out(config, size)
+    if towers and cache and size != towers.image_size:
+        # A cache's embeddings are of images at the towers' own size: those that measure are, too.
+        seen = _held_out(config, towers.image_size).images
+        parts = [towers.embed(seen[i : i + EMBEDDED]) for i in range(0, len(seen), EMBEDDED)]
+        held_out = replace(held_out, encodings={"embedding": np.concatenate(parts)})
     return Job(
         config.model,
         config.preset,
         source,
         Path(config.out),
-        held_out.batch(places),
-        config.first_stage,
-        {"perceptual": config.perceptual} if config.perceptual else {},
-        source.about,
+        held_out,
+        first_stage=config.first_stage,
+        towers=towers,
+        init=config.init,
+        options={"perceptual": config.perceptual} if config.perceptual else {},
+        about=source.about,
     )
+
+
+def _cache(config: Train) -> "Cache | None":
+    """UserError where it was made with other models than those that are named."""
+    from pipeline.loading.cached import Cache
+
+    if not config.cache:
+        return None
+    cache = Cache(config.cache)
+    if config.first_stage:
+        from generators.encoders import describe_first_stage
+
+        cache.require_first_stage(describe_first_stage(config.first_stage))
+    if config.clip:
+        from captioner.text_states import describe_text_states
+
+        cache.require_clip(describe_text_states(config.clip, "CLIP"))
+    return cache
+
+
+def _held_out(config: Train, size: int) -> "Examples":
+    """What figures are of."""
+    from pipeline.loading.loader import Loader
+
+    loader = Loader(config.held_out or config.shards, size=size, crop="centre")
+    places = loader.places(0, seed=-1, batch_size=min(WATCHED, len(loader)))
+    return loader.batch(places)
 
 
 def _tell(config: Train, fitted: "Fitted", source: "Loader") -> None:

@@ -1,7 +1,7 @@
 """What a cache of encodings asks of the models that fill it."""
 
 # B pictures or texts, S pixels of a side, C h w of latents, n tokens of a picture, T tokens of a text,
-# D width of their states, E width of a text's vector
+# D width of their states, E width of the vector of a text or a picture
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +34,16 @@ class ImageEncoder(Protocol):
         ...
 
 
+class ImageTower(Protocol):
+    """The image side of contrastive towers."""
+
+    image_size: int  # S
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (B, S, S, 3) -> unit vectors float32 (B, E)."""
+        ...
+
+
 class TextEncoder(Protocol):
     """A text tower."""
 
@@ -47,3 +57,4 @@ class Encoders:
     image: ImageEncoder | None
     text: TextEncoder | None
     environment: dict
+    tower: ImageTower | None = None

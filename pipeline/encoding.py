@@ -1,4 +1,4 @@
-"""Encodes training shards: latents or tokens of each image, embeddings of each of its captions."""
+"""Encodes training shards: latents, tokens or an embedding of each image, states of each of its captions."""
 
 # N samples of a shard
 
@@ -17,7 +17,7 @@ from pipeline.commit import Record
 from pipeline.encoders import Encoders
 from pipeline.images import BadImage
 from pipeline.loading.cache_format import SUFFIX, CacheWriter, Shape, open_cache_file
-from pipeline.loading.cached import EMPTY, mix_record
+from pipeline.loading.cached import EMBEDDING, EMPTY, mix_record
 from pipeline.loading.crops import cropped
 from pipeline.manifest import Shard
 from pipeline.mix import Recipe, json_field
@@ -35,7 +35,9 @@ _NOT_FINITE = "not_finite"  # a value that float16 cannot hold
 
 @dataclass(frozen=True)
 class View:
-    """How samples are seen. kinds: caption sources, of which each is embedded."""
+    """How samples are seen. size: pixels of a side for the first stage; a tower has its own. kinds:
+    caption sources, of which each is embedded.
+    """
 
     size: int
     kinds: tuple[str, ...]
@@ -124,7 +126,7 @@ class EncodeWork:
 
     @cached_property
     def _has_empty(self) -> bool:
-        if not self.run.config["text"]:
+        if not self.view.kinds:
             return True
         try:
             return open_cache_file(self._url(EMPTY)).record.config_hash == self.run.config_hash
@@ -160,6 +162,9 @@ class EncodeWork:
             made = self._encoders.image(grey)
             dtype = "<f2" if made.dtype.kind == "f" else made.dtype.str
             spec[self._encoders.image.name] = (dtype, made.shape[1:])
+        if tower := self._encoders.tower:
+            grey = np.full((1, tower.image_size, tower.image_size, 3), 128, np.uint8)
+            spec[EMBEDDING] = ("<f2", tower.embed(grey).shape[1:])
         if self._encoders.text:
             made = self._encoders.text([""])
             for kind in self.view.kinds:
@@ -187,16 +192,18 @@ class EncodeWork:
                 uid = next(wanted, None)
 
     def _batches(self, samples: Iterator[Sample]) -> Iterator[list[tuple[Sample, object]]]:
-        """Blocks of samples, each with its picture, or with the reason why there is none."""
-
-        size = self.view.size
+        """Blocks of samples, each with its picture by size, or with the reason why there is none."""
+        sizes = {self.view.size} if self._encoders.image else set()
+        if self._encoders.tower:
+            sizes.add(self._encoders.tower.image_size)
 
         def prepare(sample: Sample) -> tuple[Sample, object]:
             light = replace(sample, image=b"")
-            if sample.reason or not self._encoders.image:
+            if sample.reason or not sizes:
                 return light, sample.reason
             try:
-                return light, cropped(sample.image, CROP, size, size, _NOWHERE)
+                # Each as it would be without the other: none is cut from another one's pixels.
+                return light, {s: cropped(sample.image, CROP, s, s, _NOWHERE) for s in sizes}
             except BadImage as e:
                 return light, e.reason
 
@@ -221,11 +228,16 @@ class EncodeWork:
         reasons = [what if isinstance(what, str) else "" for _, what in batch]
         there = [i for i, reason in enumerate(reasons) if not reason]
         if self._encoders.image and there:
-            made = self._encoders.image(np.stack([batch[i][1] for i in there]))
+            size = self.view.size
+            made = self._encoders.image(np.stack([batch[i][1][size] for i in there]))
             own = rows[self._encoders.image.name]
             self._fill(own, there, made, reasons)
             if own.dtype.kind == "f":
                 counts.see(own[[i for i in there if not reasons[i]]])
+        if self._encoders.tower and there:
+            size = self._encoders.tower.image_size
+            made = self._encoders.tower.embed(np.stack([batch[i][1][size] for i in there]))
+            self._fill(rows[EMBEDDING], there, made, reasons)
         if self._encoders.text:
             for kind in self.view.kinds:
                 self._embed(kind, [sample.meta for sample, _ in batch], reasons, rows, counts)

@@ -3,33 +3,48 @@
 # B samples, C channels of a sample, T timesteps
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.special import log_ndtr
 
 from generators.diffusion.schedule import Schedule
+from generators.noise import SampleNoise
+from pipeline.errors import UserError
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
-VLB_SHARE = (
-    1 / 1000 / math.log(2)
-)  # of the bound in nats: the hybrid loss (2102.09672, equation 16) has bits
+VLB_SHARE = 1 / 1000 / math.log(2)
+"""Of the bound in nats: the hybrid loss (2102.09672, equation 16) has it in bits."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise. prediction, variance: `diffusers`' names.
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise. prediction, variance: `diffusers`' names;
+    UserError for others.
 
     Of learned_range the network has 2 C channels, the second half of which interpolates between the
     logarithms of the posterior's variance and of beta (2102.09672, equation 15).
     """
 
-    schedule: Schedule = Schedule()
+    schedule: Schedule = field(default_factory=Schedule)
     prediction: Prediction = "epsilon"
     variance: Variance = "fixed_small"
+
+    def __post_init__(self) -> None:
+        for name, known in (("prediction", Prediction), ("variance", Variance)):
+            if getattr(self, name) not in known.__args__:
+                raise UserError(
+                    f"no {name} is {getattr(self, name)!r}",
+                    f"there are {', '.join(known.__args__)}",
+                )
+
+    def timesteps(self, noise: SampleNoise) -> Tensor:
+        """Timesteps to train at, uniform, each by its own sample's seed: (B,) long."""
+        return (noise.uniform() * self.schedule.steps).long()
 
     def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t of x_0 (B, ...), noise (B, ...) and timesteps (B,)."""
@@ -38,8 +53,7 @@ class Process:
 
     def levels(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t) as (B, 1, ...), to be multiplied with (B, ...)."""
-        table = _levels(self.schedule, t.device)[t]
-        return tuple(table[:, i].view(-1, *[1] * (ndim - 1)) for i in (0, 1))
+        return _rows(_levels(self.schedule, t.device), t, ndim)
 
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network shall predict of x_t."""
@@ -52,9 +66,14 @@ class Process:
 
     def clean(self, predicted: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         """The x_0 that a prediction (without its variance) of x_t means."""
+        return self.solve(predicted, noisy, *self.levels(t, noisy.ndim))
+
+    def solve(
+        self, predicted: Tensor, noisy: Tensor, signal: Tensor | float, rest: Tensor | float
+    ) -> Tensor:
+        """`clean`, where sqrt(abar_t) and sqrt(1 - abar_t) are known."""
         if self.prediction == "sample":
             return predicted
-        signal, rest = self.levels(t, noisy.ndim)
         if self.prediction == "epsilon":
             return (noisy - rest * predicted) / signal
         return signal * noisy - rest * predicted
@@ -72,6 +91,9 @@ class Process:
         """
         predicted, said = self.split(output.float())
         wanted = self.target(clean, noise, t)
+        if predicted.shape != wanted.shape:
+            shapes = tuple(predicted.shape), tuple(wanted.shape)
+            raise ValueError(f"a prediction of {shapes[0]} for {shapes[1]}")
         loss = (predicted - wanted).square().flatten(1).mean(dim=1)
         if said is None:
             return loss
@@ -98,27 +120,30 @@ class Process:
 
     def posterior(self, clean: Tensor, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of x_{t-1} given x_t and x_0 (2006.11239, equation 7)."""
-        table = _posterior(self.schedule, t.device)[t]
-        a, b, log_small, _ = (
-            table[:, i].view(-1, *[1] * (clean.ndim - 1)) for i in range(table.shape[1])
-        )
-        return a * clean + b * noisy, log_small
+        by_clean, by_noisy, small, _ = _rows(_posterior(self.schedule, t.device), t, clean.ndim)
+        return by_clean * clean + by_noisy * noisy, small
 
     def log_variance(self, said: Tensor | None, t: Tensor, ndim: int) -> Tensor:
         """Of x_{t-1}, as this process has it: (B, 1, ...), or as `said` (B, C, ...)."""
-        table = _posterior(self.schedule, t.device)[t]
-        small, large = (table[:, i].view(-1, *[1] * (ndim - 1)) for i in (2, 3))
+        if (said is None) == (self.variance == "learned_range"):
+            raise ValueError(f"{self.variance}, but of the variance a network said {said}")
+        _, _, small, large = _rows(_posterior(self.schedule, t.device), t, ndim)
         if said is None:
             return small if self.variance == "fixed_small" else large
         share = (said + 1) / 2
         return share * large + (1 - share) * small
 
 
+def _rows(table: Tensor, t: Tensor, ndim: int) -> tuple[Tensor, ...]:
+    """The columns of a table (T, n) at t (B,), each as (B, 1, ...)."""
+    return table[t].view(len(t), -1, *[1] * (ndim - 1)).unbind(dim=1)
+
+
 @lru_cache(16)
 def _levels(schedule: Schedule, device: torch.device) -> Tensor:
     """(T, 2)."""
     abar = torch.from_numpy(schedule.alphas_cumprod)
-    return torch.stack([abar.sqrt(), (1 - abar).sqrt()], dim=1).float().to(device)
+    return _kept([abar.sqrt(), (1 - abar).sqrt()], device)
 
 
 @lru_cache(16)
@@ -130,29 +155,31 @@ def _posterior(schedule: Schedule, device: torch.device) -> Tensor:
     beta, abar = torch.from_numpy(schedule.betas), torch.from_numpy(schedule.alphas_cumprod)
     before = torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
     small = beta * (1 - before) / (1 - abar)
-    if len(small) > 1:
-        small[0] = small[1]
-    large = beta.clone()
-    large[0] = small[0]
-    columns = (
+    small[0] = small[1] if len(small) > 1 else beta[0]
+    columns = [
         beta * before.sqrt() / (1 - abar),
         (1 - beta).sqrt() * (1 - before) / (1 - abar),
         small.log(),
-        large.log(),
-    )
-    return torch.stack(columns, dim=1).float().to(device)
+        beta.log(),
+    ]
+    return _kept(columns, device)
+
+
+def _kept(columns: list[Tensor], device: torch.device) -> Tensor:
+    """(T, n) in fp32, made as no inference tensor: who asks first may sample, who asks next trains."""
+    with torch.inference_mode(False):
+        return torch.stack(columns, dim=1).float().to(device)
 
 
 def _log_of_bin(clean: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Log probability of the 8-bit bin around each value of [-1, 1], open-ended at both ends."""
     scale = (-0.5 * log_variance).exp()
-    upper = _cdf((clean - mean + 1 / 255) * scale)
-    lower = _cdf((clean - mean - 1 / 255) * scale)
-    inside = torch.where(
-        clean < -0.999, upper, torch.where(clean > 0.999, 1 - lower, upper - lower)
-    )
-    return inside.clamp(min=1e-12).log()
-
-
-def _cdf(x: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    upper, lower = ((clean - mean + half) * scale for half in (1 / 255, -1 / 255))
+    # A bin above the mean is as probable as its mirror image below, where small probabilities, and
+    # their gradients, keep their digits.
+    mirrored = clean > mean
+    end = log_ndtr(torch.where(mirrored, -lower, upper))
+    start = log_ndtr(torch.where(mirrored, -upper, lower))
+    inside = end + (-torch.expm1(start - end)).log()
+    inside = torch.where(clean > 0.999, log_ndtr(-lower), inside)
+    return torch.where(clean < -0.999, log_ndtr(upper), inside)

@@ -1,6 +1,4 @@
-"""Which of a schedule's timesteps a sampler visits."""
-
-from itertools import pairwise
+"""Which of a schedule's timesteps a sampler visits: evenly, by a stride, or more of them in some sections."""
 
 import numpy as np
 
@@ -13,9 +11,13 @@ FAST27 = "10,10,3,2,2"
 def timesteps(spec: str | int, total: int) -> list[int]:
     """Timesteps of `total`, falling.
 
-    `27`: evenly from the last to 0 (diffusers' `linspace`). `ddim27`: every floor(total / 27)th from
-    0 on (diffusers' `leading`). `10,10,3`: as many sections of equal length as there are numbers, so
-    many steps in each, the first has least noise (guided-diffusion). `fast27`: GLIDE's.
+    `27`: evenly from the last to 0 (diffusers' `linspace`, and a single section as below). `ddim27`:
+    every floor(total / 27)th from 0 on (diffusers' `leading`; guided-diffusion's where 27 divides
+    total, other numbers it refuses or starts higher). `10,10,3`: as many sections as there are
+    numbers, of equal length but for one more in the first ones, so many steps in each, the first has
+    least noise (guided-diffusion). A single step of a section is its least noisy one, but of the
+    noisiest section its last (guided-diffusion: its first), as sampling starts from noise. `fast27`:
+    GLIDE's. UserError for what fits no schedule of `total`.
     """
     text = FAST27 if spec == "fast27" else str(spec)
     try:
@@ -36,12 +38,16 @@ def _found(text: str, total: int) -> list[int]:
         number = int(text.removeprefix("ddim"))
         return [i * (total // number) for i in range(number)] if 1 <= number <= total else []
     counts = [int(part) for part in text.split(",")]
-    edges = [total * i // len(counts) for i in range(len(counts) + 1)]
+    length, longer = divmod(total, len(counts))
     found: list[int] = []
-    for count, (start, end) in zip(counts, pairwise(edges), strict=True):
-        if not 1 <= count <= end - start:
+    start = 0
+    for i, count in enumerate(counts):
+        last = start + length - (i >= longer)
+        if not 1 <= count <= last - start + 1:
             return []
-        # The last of one number of steps is the noisiest: sampling starts from noise.
-        first = start if count > 1 else end - 1
-        found += np.linspace(first, end - 1, count).round().astype(int).tolist()
+        if count == 1 and i + 1 == len(counts):
+            found.append(last)
+        else:
+            found += (start + np.linspace(0, last - start, count).round().astype(int)).tolist()
+        start = last + 1
     return found

@@ -5,6 +5,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -21,16 +22,20 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 Refine = Callable[[Tensor, Tensor, Tensor], Tensor]
 """x_0, x_t (B, ...), t (B,) -> a better x_0."""
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""x_t (B, ...), t (B,), and the x_0 that is guessed -> gradient of a log probability by x_t."""
+"""x_t (B, ...), t (B,), and the x_0 that is guessed -> gradient of a log probability by x_t. It is
+called where no graph is built: what differentiates opens `torch.enable_grad()` itself."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples are drawn.
+    """How samples are drawn; UserError for what is no such way.
 
-    sampler: ddpm, with the process's own variance (2006.11239); ddim (2010.02502); dpm++, the second-order
-    multistep solver of 2211.01095. steps: as `respacing.timesteps` reads it. eta: DDIM's share of
-    noise, 0 to 1. clip: the largest absolute value of x_0; 0 does not clip.
+    sampler: ddpm, with the process's own variance (2006.11239); ddim (2010.02502); dpm++, the
+    second-order multistep solver of 2211.01095. steps: as `respacing.timesteps` reads it, but a bare
+    number leaves timestep 0 out in dpm++ (as in diffusers): the leap there, over more noise levels
+    than all others, is the one that a second order gets wrong. eta: DDIM's share of noise, 0 to 1.
+    clip: the largest absolute value of x_0, whence follows epsilon (as in GLIDE; diffusers'
+    `use_clipped_model_output`); 0 does not clip.
     """
 
     sampler: Name = "ddim"
@@ -43,18 +48,25 @@ class Sampling:
             raise UserError(
                 f"SAMPLER={self.sampler} is none", f"there are {', '.join(Name.__args__)}"
             )
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"ETA={self.eta} is no share of noise", "give 0 to 1")
         if self.eta and self.sampler != "ddim":
             raise UserError(f"ETA={self.eta} is DDIM's", "leave it out, or give SAMPLER=ddim")
+        if not 0 <= self.clip < math.inf:
+            raise UserError(f"CLIP={self.clip} bounds nothing", "give a number, or 0 not to clip")
 
 
 @dataclass(frozen=True)
 class Step:
     """x_s = noisy * x_t + clean * x_0 + before * (x_0 of the step before) + noise * normal.
 
-    learned: (log of the least, log of the largest variance) between which a network says its own.
+    x_t is signal * x_0 + rest * epsilon. learned: (log of the least, log of the largest variance)
+    between which a network says its own.
     """
 
     t: int
+    signal: float
+    rest: float
     noisy: float
     clean: float
     before: float = 0.0
@@ -63,14 +75,25 @@ class Step:
 
 
 def plan(process: Process, sampling: Sampling) -> list[Step]:
-    """The steps of a sampler, the noisiest first; the last one arrives at x_0."""
-    visited = timesteps(sampling.steps, process.schedule.steps)
-    abar = process.schedule.alphas_cumprod
-    levels = [float(abar[t]) for t in visited] + [1.0]
+    """The steps of a sampler, the noisiest first; the last one is x_0 itself."""
+    visited = _visited(sampling, process.schedule.steps)
+    levels = [float(process.schedule.alphas_cumprod[t]) for t in visited]
     make = {"ddpm": _ddpm, "ddim": _ddim, "dpm++": _dpm}[sampling.sampler]
-    return make(process, sampling, visited, levels)
+    moves = [*make(process, sampling, levels), {"noisy": 0.0, "clean": 1.0}]
+    return [
+        Step(t, math.sqrt(abar), math.sqrt(1 - abar), **move)
+        for t, abar, move in zip(visited, levels, moves, strict=True)
+    ]
 
 
+def _visited(sampling: Sampling, total: int) -> list[int]:
+    text = str(sampling.steps)
+    if sampling.sampler == "dpm++" and text.isdecimal() and 0 < int(text) < total:
+        return timesteps(int(text) + 1, total)[:-1]
+    return timesteps(text, total)
+
+
+@torch.no_grad()
 def sample(
     process: Process,
     predict: Predict,
@@ -83,114 +106,151 @@ def sample(
 ) -> Tensor:
     """x_0 (B, ...) of noise `start` (B, ...), in fp32.
 
-    noise: drawn from at the steps that add any. gradient: guides, by a shift of the mean in ddpm and
-    of epsilon in the others (2105.05233, algorithms 1 and 2). refine: mends each guessed x_0, as
-    where some of it is known.
+    noise: drawn from at the steps that add any. gradient: guides, by a shift of the mean by variance
+    times gradient in ddpm (2105.05233, algorithm 1; none at the last step, whose variance is 0), of
+    epsilon in the others (algorithm 2). refine: mends each guessed x_0, as where some of it is known;
+    what it says at the last step is returned as it is.
     """
     x, before = start.float(), None
-    for step in plan(process, sampling):
-        t = torch.full((len(x),), step.t, device=x.device)
-        predicted, said = process.split(predict(x, t).float())
-        clean = process.clean(predicted, x, t)
-        shift = gradient(x, t, clean) if gradient else None
+    steps = plan(process, sampling)
+    for step, t in zip(steps, _times(steps, x), strict=True):
+        guess, said = _guess(process, predict, x, step, t, sampling.clip)
+        shift = gradient(x, t, guess) if gradient else None
         if shift is not None and sampling.sampler != "ddpm":
-            signal, rest = process.levels(t, x.ndim)
-            clean = clean + rest.square() / signal * shift
-        if sampling.clip:
-            clean = clean.clamp(-sampling.clip, sampling.clip)
+            guess = _clipped(guess + step.rest**2 / step.signal * shift, sampling.clip)
+            shift = None
         if refine:
-            clean = refine(clean, x, t)
-        found = step.noisy * x + step.clean * clean
-        if step.before:
-            found += step.before * before
-        scale = _scale(step, said)
-        if shift is not None and sampling.sampler == "ddpm":
-            found += scale**2 * shift
-        if step.noise:
-            found += scale * noise.normal(*x.shape[1:])
-        x, before = found, clean
+            guess = refine(guess, x, t)
+        x, before = _moved(step, x, guess, before, said, shift, noise), guess
     return x
 
 
-def invert(process: Process, predict: Predict, clean: Tensor, sampling: Sampling) -> Tensor:
-    """The noise (B, ...) that DDIM with eta 0 makes `clean` (B, ...) of: its steps, backwards
-    (2105.05233, appendix F). The more steps, the nearer.
+@torch.no_grad()
+def invert(
+    process: Process, predict: Predict, clean: Tensor, sampling: Sampling, *, evaluations: int = 3
+) -> Tensor:
+    """The noise (B, ...) from which DDIM with eta 0 makes `clean` (B, ...): its steps, backwards
+    (2105.05233, appendix F). Of `sampling` the steps and the bound of x_0 count.
+
+    evaluations: of the network at each step. The first is at the sample as it is, before the step
+    (diffusers' `DDIMInverseScheduler`), and leaves an error that falls with the number of steps only;
+    each further one is where the one before arrived, and comes nearer to the very point from which
+    DDIM would step back.
     """
-    raise NotImplementedError
+    if evaluations < 1:
+        raise ValueError(f"{evaluations} evaluations invert nothing")
+    x = clean.float()
+    ddim = Sampling("ddim", sampling.steps, clip=sampling.clip)
+    steps = plan(process, ddim)[::-1]
+    signal, rest = 1.0, 0.0
+    for step, t in zip(steps, _times(steps, x), strict=True):
+        # Between two levels x turns by an angle: x_s = cos x_t - sin v_t (2202.00512, appendix D).
+        cos, sin = signal * step.signal + rest * step.rest, signal * step.rest - rest * step.signal
+        before = x
+        for i in range(evaluations):
+            guess, _ = _guess(process, predict, x, step, t, ddim.clip)
+            if i == 0:
+                epsilon = (x - step.signal * guess) / step.rest
+                x = (step.signal * before + sin * epsilon) / signal
+            else:
+                velocity = (step.signal * x - guess) / step.rest
+                x = (before + sin * velocity) / cos
+        signal, rest = step.signal, step.rest
+    return x
 
 
-def _scale(step: Step, said: Tensor | None) -> Tensor | float:
-    """Deviation of the noise that a step adds."""
-    if step.learned is None or said is None:
-        return step.noise
-    low, high = step.learned
-    return (0.5 * (low + (said + 1) / 2 * (high - low))).exp()
+def _times(steps: list[Step], x: Tensor) -> tuple[Tensor, ...]:
+    """t (B,) of each step: copied to the device once."""
+    return (
+        torch.tensor([step.t for step in steps], device=x.device)[:, None]
+        .repeat(1, len(x))
+        .unbind()
+    )
 
 
-def _ddpm(
-    process: Process, sampling: Sampling, visited: list[int], levels: list[float]
-) -> list[Step]:
+def _guess(
+    process: Process, predict: Predict, x: Tensor, step: Step, t: Tensor, clip: float
+) -> tuple[Tensor, Tensor | None]:
+    """The x_0 that the network means, and what it says of the variance."""
+    predicted, said = process.split(predict(x, t).float())
+    if predicted.shape != x.shape:
+        raise ValueError(f"a prediction of {tuple(predicted.shape)} for {tuple(x.shape)}")
+    return _clipped(process.solve(predicted, x, step.signal, step.rest), clip), said
+
+
+def _clipped(x: Tensor, bound: float) -> Tensor:
+    return x.clamp(-bound, bound) if bound else x
+
+
+def _moved(
+    step: Step,
+    x: Tensor,
+    guess: Tensor,
+    before: Tensor | None,
+    said: Tensor | None,
+    shift: Tensor | None,
+    noise: SampleNoise,
+) -> Tensor:
+    """x_s."""
+    if not step.noisy:
+        return guess
+    found = torch.mul(guess, step.clean).add_(x, alpha=step.noisy)
+    if step.before:
+        found.add_(before, alpha=step.before)
+    if step.learned is not None:
+        low, high = step.learned
+        scale = torch.mul(said, (high - low) / 4).add_((high + low) / 4).exp_()
+        if shift is not None:
+            found.addcmul_(scale.square(), shift)
+        return found.addcmul_(scale, noise.normal(*x.shape[1:]))
+    if shift is not None:
+        found.add_(shift, alpha=step.noise**2)
+    if step.noise:
+        found.add_(noise.normal(*x.shape[1:]), alpha=step.noise)
+    return found
+
+
+def _ddpm(process: Process, sampling: Sampling, levels: list[float]) -> list[dict]:
     """The posterior of x_s given x_t and x_0 (2006.11239, equation 7), between any two timesteps."""
-    variances = []
-    for now, then in zip(levels, levels[1:], strict=False):
+    moves = []
+    for now, then in pairwise(levels):
         beta = 1 - now / then
-        variances.append((beta * (1 - then) / (1 - now), beta))
-    # The last step's posterior has none: the smallest is then that of the step before.
-    if len(variances) > 1:
-        variances[-1] = (variances[-2][0], variances[-1][1])
-    steps = []
-    for i, t in enumerate(visited):
-        now, then = levels[i], levels[i + 1]
-        small, beta = variances[i]
-        is_last = i + 1 == len(visited)
-        kept = small if process.variance == "fixed_small" else beta
-        noise = 0.0 if is_last else math.sqrt(kept)
-        learned = None
-        if process.variance == "learned_range" and small > 0:
-            learned = (math.log(small), math.log(beta))
-        steps.append(
-            Step(
-                t,
-                noisy=math.sqrt(now / then) * (1 - then) / (1 - now),
-                clean=math.sqrt(then) * beta / (1 - now) if now < 1 else 1.0,
-                noise=noise,
-                learned=learned,
-            )
-        )
-    return steps
+        small = beta * (1 - then) / (1 - now)
+        move = {
+            "noisy": math.sqrt(now / then) * (1 - then) / (1 - now),
+            "clean": math.sqrt(then) * beta / (1 - now),
+        }
+        if process.variance == "learned_range":
+            move["learned"] = (math.log(small), math.log(beta))
+        else:
+            move["noise"] = math.sqrt(small if process.variance == "fixed_small" else beta)
+        moves.append(move)
+    return moves
 
 
-def _ddim(
-    process: Process, sampling: Sampling, visited: list[int], levels: list[float]
-) -> list[Step]:
+def _ddim(process: Process, sampling: Sampling, levels: list[float]) -> list[dict]:
     """2010.02502, equation 12, with epsilon taken from x_t and x_0."""
-    steps = []
-    for t, now, then in zip(visited, levels, levels[1:], strict=False):
+    moves = []
+    for now, then in pairwise(levels):
         sigma = sampling.eta * math.sqrt((1 - then) / (1 - now) * (1 - now / then))
-        rest = math.sqrt(max(1 - then - sigma**2, 0.0) / (1 - now))
-        steps.append(
-            Step(t, noisy=rest, clean=math.sqrt(then) - rest * math.sqrt(now), noise=sigma)
-        )
-    return steps
+        rest = math.sqrt((1 - then - sigma**2) / (1 - now))
+        clean = math.sqrt(then) - rest * math.sqrt(now)
+        moves.append({"noisy": rest, "clean": clean, "noise": sigma})
+    return moves
 
 
-def _dpm(
-    process: Process, sampling: Sampling, visited: list[int], levels: list[float]
-) -> list[Step]:
+def _dpm(process: Process, sampling: Sampling, levels: list[float]) -> list[dict]:
     """2211.01095, algorithm 2; the first step and the last are of first order."""
-    steps: list[Step] = []
-    last_h = 0.0
-    for i, (t, now, then) in enumerate(zip(visited, levels, levels[1:], strict=False)):
-        if then == 1.0:
-            steps.append(Step(t, noisy=0.0, clean=1.0))
-            continue
+    moves = []
+    last_h = math.inf
+    for now, then in pairwise(levels):
         h = _half_log_snr(then) - _half_log_snr(now)
         grown = -math.expm1(-h) * math.sqrt(then)
+        extra = 0.5 * h / last_h
         noisy = math.sqrt((1 - then) / (1 - now))
-        extra = 0.5 * h / last_h if i else 0.0
-        steps.append(Step(t, noisy, grown * (1 + extra), -grown * extra))
+        moves.append({"noisy": noisy, "clean": grown * (1 + extra), "before": -grown * extra})
         last_h = h
-    return steps
+    return moves
 
 
 def _half_log_snr(abar: float) -> float:

@@ -54,7 +54,7 @@ def text_condition(batch: Batch, towers: Towers) -> TextCondition:
     kept = batch["kept"]
     with torch.autocast(kept.device.type, enabled=False):
         if "ids" in batch:
-            found = towers.encode_text(batch["ids"])
+            found = TextCondition(*towers.encode_text(batch["ids"]))
         else:
             pooled = require_unit(batch["pooled"], "cached text embeddings")
             found = TextCondition(batch["states"], batch["mask"], pooled)
@@ -63,9 +63,9 @@ def text_condition(batch: Batch, towers: Towers) -> TextCondition:
 
 def empty(towers: Towers, device: torch.device) -> TextCondition:
     """The caption "", one."""
-    return towers.encode_text(towers.tokenize([""]).to(device))
+    return TextCondition(*towers.encode_text(towers.tokenize([""]).to(device)))
 
 
 def encoded(texts: list[str], towers: Towers, device: torch.device | str) -> TextCondition:
     """Captions as they are sampled from."""
-    return towers.encode_text(towers.tokenize(texts).to(device))
+    return TextCondition(*towers.encode_text(towers.tokenize(texts).to(device)))

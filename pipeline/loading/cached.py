@@ -1,4 +1,4 @@
-"""Cached latents, tokens and text embeddings of a mix's samples, refused where they are of another mix or encoder."""
+"""Cached latents, tokens and embeddings of a mix's samples, refused where they are of another mix or encoder."""
 
 # B samples, T tokens of a text, D width of their states, E width of the vector of a text
 
@@ -23,7 +23,8 @@ from pipeline.runs import canonical
 KIND = "cache"
 EMPTY = "empty"
 """Stem of the file with the empty caption's embedding: one row, beside the shards'."""
-IMAGE_ARRAYS = ("latents", "tokens")
+EMBEDDING = "embedding"
+IMAGE_ARRAYS = ("latents", "tokens", EMBEDDING)
 _OPEN_SHARDS = 256  # of which headers, validity and lengths of texts are kept: some MB
 _AGAIN = "make it again: make encode SHARDS=<the mix>"
 
@@ -75,12 +76,17 @@ class Cache:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Captions whose embeddings are held: `original`, `short`, `long`, `<run>.<style>`."""
-        return tuple(self.config["kinds"]) if self.config["text"] else ()
+        return tuple(self.config["kinds"])
 
     @property
     def holds_images(self) -> bool:
         """Whether latents or tokens are held, so that no image need be decoded."""
         return bool(self.config["first_stage"])
+
+    @property
+    def holds_embeddings(self) -> bool:
+        """Whether the images' embeddings by contrastive towers are held."""
+        return bool(self.config.get("clip"))
 
     def require_first_stage(self, identity: Mapping) -> None:
         """UserError where images were encoded by another first stage than the one described.
@@ -96,12 +102,20 @@ class Cache:
         """
         self._require("text", identity, "TEXT")
 
+    def require_clip(self, identity: Mapping) -> None:
+        """UserError where images and texts were embedded by other towers than those described.
+
+        identity: as captioner.text_states.describe_text_states gives it.
+        """
+        self._require("clip", identity, "CLIP")
+
     def require_view(self, size: int, crop: str, flip: bool) -> None:
         """UserError where a training is to see images otherwise than the cache did.
 
         size, crop, flip: as the loader is asked for; the cache has the middle square of each alone.
+        Embeddings are of no size: towers saw that square at the size that they were made for.
         """
-        if not self.holds_images:
+        if not self.holds_images and not self.holds_embeddings:
             return
         held = self.config["crop"]
         if crop != held or flip:
@@ -111,7 +125,7 @@ class Cache:
                 f"the training asks for {asked} ones",
                 f"train on {held} crops that are not mirrored, or without CACHE",
             )
-        if size != self.config["size"]:
+        if self.holds_images and size != self.config["size"]:
             raise UserError(
                 f"CACHE={storage.public(self.folder)} is of {self.config['size']} pixels, "
                 f"the training of {size}",
@@ -130,10 +144,11 @@ class Cache:
     ) -> dict[str, np.ndarray]:
         """What is held of B samples, by the URLs of their shards, their rows and the captions drawn.
 
-        kinds: of each sample the caption's source, "" where it was dropped. `latents` (B, C, h, w)
-        float16 or `tokens` (B, n) int64; `text` (B, T, D) float16, what the tower makes of all T
-        tokens; how many of these are the text's, `text_length` (B,) int64; and `pooled` (B, E) float16. Only the bytes of these rows are read. Raises UserError
-        where a shard has changed since, or is not cached.
+        kinds: of each sample the caption's source, "" where it was dropped. Of images `latents`
+        (B, C, h, w) float16 or `tokens` (B, n) int64, and `embedding` (B, E) float16. Of captions
+        `text` (B, T, D) float16, what the tower makes of all T tokens; how many of these are the
+        text's, `text_length` (B,) int64; and `pooled` (B, E) float16. Only the bytes of these rows are
+        read. Raises UserError where a shard has changed since, or is not cached.
         """
         shards = [self._shard(tar) for tar in tars]
         found: dict[str, np.ndarray] = {}
@@ -145,7 +160,7 @@ class Cache:
                 ]
                 stacked = np.stack(self._rows(requests))
                 found[name] = stacked.astype(np.int64) if name == "tokens" else stacked
-        if self.config["text"]:
+        if self.kinds:
             found |= self._texts(shards, rows, kinds)
         return found
 
@@ -228,7 +243,7 @@ class Cache:
         return self._nothing
 
     def _require(self, part: str, identity: Mapping, flag: str) -> None:
-        held = self.config[part]
+        held = self.config.get(part)
         if held is None:
             raise UserError(
                 f"CACHE={storage.public(self.folder)} was made without {flag}",

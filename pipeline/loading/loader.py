@@ -44,7 +44,8 @@ class Loader:
     size: pixels of a side. crop: `centre`, `random` or `dalle` (see loading.crops). buckets: sizes
     (width, height) instead of the one; every batch is of one of them (see `aspect_buckets`).
     captions: `stored`, `mix`, or a blend (see loading.captions). drop: the share of captions that
-    are "", for classifier-free guidance. flip: mirror half of the images.
+    are "", for classifier-free guidance. flip: mirror half of the images. images: whether they are
+    decoded; None: unless the cache holds their latents or tokens.
     corrupt: `replace` a sample that cannot be used, or `stop`; more than the share `max_corrupt` of
     them always stops. cache: what `make encode` wrote of these shards. block, window: how samples
     are shuffled (see loading.order), in samples. threads: that prepare batches in `batches`.
@@ -63,6 +64,7 @@ class Loader:
         captions: str = STORED,
         drop: float = 0.0,
         flip: bool = False,
+        images: bool | None = None,
         corrupt: OnCorrupt = "replace",
         max_corrupt: float = 0.01,
         cache: str = "",
@@ -89,7 +91,9 @@ class Loader:
         self._cache = Cache(cache) if cache else None
         if self._cache:
             self._cache.require_view(size, crop, flip)
-        self._size = (size, size)
+        if images is None:
+            images = not (self._cache and self._cache.holds_images)
+        self._images, self._size = images, (size, size)
         self._threads, self._num_workers = threads, workers
         self._order = Order([shard.samples for shard in self._mixed.shards], block, window)
         self._buckets = Buckets(buckets, *self._mixed.sizes()) if buckets else None
@@ -248,7 +252,7 @@ class Loader:
         return workers.prepare(places, size)
 
     def _size_of(self, places: Sequence[Place]) -> Size | None:
-        if self._cache and self._cache.holds_images:
+        if not self._images:
             return None
         if not self._buckets:
             return self._size

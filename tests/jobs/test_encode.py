@@ -79,6 +79,47 @@ def test_tokens_and_texts_of_a_mix(mix: Mixed, stage: tuple, tmp_path: Path):
     np.testing.assert_array_equal(found.encodings["text_length"], texts.lengths)
 
 
+def test_embeddings_of_a_mix_by_both_towers(mix: Mixed, tmp_path: Path):
+    """The Loader gives, for every image and the caption drawn of it, what the towers make of them."""
+    import torch
+
+    from captioner.text_states import describe_text_states
+    from captioner.towers import load_towers
+    from generators.towers import require_unit
+    from generators.unclip.conditions import add_image, add_text, image_embedding, text_condition
+
+    summary = encode.run(asked(mix, tmp_path, clip="bundled"))
+    assert (summary.samples, summary.ok) == (sum(COUNTS), sum(COUNTS))
+    cache = Cache(str(tmp_path / "cache/m-clip-bundled"))
+    cache.require_clip(describe_text_states("bundled"))
+    towers = load_towers("bundled")
+    view = {"size": towers.image_size, "captions": "mix", "drop": 0.3}
+    with (
+        Loader(mix.run.folder, **view) as plain,
+        Loader(mix.run.folder, cache=cache.folder, images=False, **view) as cached,
+    ):
+        places = plain.places(0, seed=0, batch_size=18)
+        expected, found = plain.batch(places), cached.batch(places)
+    assert found.images is None and found.texts == expected.texts
+    assert 0 < found.texts.count("") < 18
+    embedding = found.encodings["embedding"]
+    assert embedding.dtype == np.float16
+    np.testing.assert_allclose(embedding, towers.embed(expected.images), atol=1e-3)
+    require_unit(torch.from_numpy(found.encodings["embedding"]), "cached embeddings")
+
+    batches: list[dict] = [{}, {}]
+    for batch, examples in zip(batches, (found, expected), strict=True):
+        add_image(batch, examples, towers)
+        add_text(batch, examples, towers, drop=0.2)
+    assert "prepared" not in batches[0] and "ids" not in batches[0]
+    one, other = (image_embedding(batch, towers) for batch in batches)
+    torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
+    texts, same = (text_condition(batch, towers) for batch in batches)
+    assert torch.equal(texts.mask, same.mask)
+    torch.testing.assert_close(texts.pooled, same.pooled, atol=1e-3, rtol=0)
+    torch.testing.assert_close(texts.states, same.states, atol=0.02, rtol=0)
+
+
 def test_a_rerun_does_nothing_and_another_first_stage_is_refused(
     mix: Mixed, stage: tuple, tmp_path: Path, capsys
 ):
@@ -120,6 +161,8 @@ def test_a_limit_takes_whole_shards_of_the_same_run(mix: Mixed, stage: tuple, tm
         ({"first_stage": "/nowhere"}, "is no trained model"),
         ({"text": "nothing"}, "TEXT=nothing is neither"),
         ({"text": "bundled", "shards": "raw"}, "is no mix"),
+        ({"clip": "nothing"}, "CLIP=nothing is neither"),
+        ({"clip": "bundled", "text": "bundled"}, "CLIP and TEXT both embed"),
     ],
 )
 def test_mistakes_are_told_before_any_work(mix: Mixed, tmp_path: Path, options: dict, message: str):

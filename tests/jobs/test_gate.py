@@ -57,3 +57,42 @@ def test_a_missed_bar_is_told_and_recorded(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert "MISSED" in printed.out and "misses its gate: gain" in printed.err
     assert json.loads(record.read_text())["ae"]["figures"]["gain"] < 5
+
+
+def test_towers_and_models_beside_are_trained_with_the_same_materials(tmp_path, monkeypatch):
+    """Towers are one for all gates of a level and a seed."""
+    from captioner.towers import load_towers
+    from generators.first_stages import ae
+    from generators.unclip import prior
+    from jobs import level_a_scorer
+
+    for module in (ae, prior):
+        preset = module.PRESETS["toy"]()
+        short = replace(preset, fit=preset.fit | {"steps": 4, "warmup_steps": 1, "batch_size": 4})
+        if module is prior:  # whitening embeds thousands of images first
+            short = replace(short, config=replace(short.config, scale="17.2"))
+        monkeypatch.setitem(module.PRESETS, "toy", lambda short=short: short)
+    asked, seen = [], []
+    towers = load_towers("bundled")
+    monkeypatch.setattr(level_a_scorer, "towers", lambda *given: (asked.append(given), towers)[1])
+
+    def measure(model, scenes, beside):
+        seen.append((model, scenes, beside))
+        return {"width": model.config.embed_dim}
+
+    bars = {"width": (">=", 1.0)}
+    gated = Gate("A16", bars, measure, towers=True, beside=("ae:toy",))
+    monkeypatch.setattr(prior, "GATE", gated)
+    record = tmp_path / "gates.json"
+    given = ("--work", str(tmp_path / "prior-3"), "--record", str(record), "--seed", "3")
+    assert main(["gate", "--model", "prior", *given]) == 0
+    assert asked == [("A16", 3, tmp_path / "towers-A16-3")]
+    [(model, scenes, beside)] = seen
+    assert (scenes.level, scenes.split) == ("A16", "test")
+    assert beside.towers is towers and model.config.embed_dim == towers.embed_dim
+    assert type(beside.models["ae:toy"]).__module__.startswith("generators.first_stages")
+    folders = {path.name for path in (tmp_path / "prior-3").iterdir()}
+    assert folders == {"prior", "ae-toy"}
+    told = json.loads((tmp_path / "prior-3/prior/config.json").read_text())["about"]
+    assert told["towers"] == towers.about
+    assert json.loads(record.read_text())["prior"]["bars"] == {"width": ">= 1"}

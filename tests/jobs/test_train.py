@@ -66,6 +66,129 @@ def test_a_trained_folder_rebuilds_its_model_and_shows_what_it_does(mix, stage, 
     assert "lr" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def embedded(mix, tmp_path_factory):
+    """A cache of the bundled captioner's towers."""
+    out = tmp_path_factory.mktemp("embedded")
+    how = ("--executor", "inline", "--threads", "1")
+    assert main(["encode", "--shards", str(mix), "--out", str(out), "--clip", "bundled", *how]) == 0
+    return out / "cache/m-clip-bundled"
+
+
+@pytest.fixture(scope="module")
+def prior(mix, embedded, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prior")
+    given = ("--model", "prior", "--shards", str(mix), "--out", str(out), "--clip", "bundled")
+    assert main(["train", *given, "--cache", str(embedded), *SHORT]) == 0
+    return out
+
+
+def losses(folder):
+    lines = (folder / "training" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_a_model_of_embeddings_learns_the_same_from_a_cache(mix, prior, tmp_path):
+    """And its record names the towers that it needs."""
+    from captioner.towers import load_towers
+
+    record = json.loads((prior / "config.json").read_text())
+    assert record["about"]["towers"] == load_towers("bundled").about
+    assert record["about"]["data"]["cached"]
+    given = ("--model", "prior", "--shards", str(mix), "--out", str(tmp_path), "--crop", "centre")
+    assert main(["train", *given, "--clip", "bundled", *SHORT]) == 0
+    assert losses(tmp_path) == pytest.approx(losses(prior), rel=0.02)
+
+
+def test_towers_see_images_at_their_own_size_where_they_are_cached(mix, embedded, tmp_path):
+    """A model of pixels is measured on embeddings like those that it learned."""
+    import torch
+
+    from captioner.towers import load_towers
+    from jobs import train
+    from pipeline.loading.loader import Loader
+
+    towers = load_towers("bundled")
+    with Loader(str(mix), size=towers.image_size) as loader:
+        places = loader.places(0, seed=-1, batch_size=len(loader))
+        expected = towers.embed(loader.batch(places).images)
+    asked = {"shards": str(mix), "out": str(tmp_path), "clip": "bundled", "cache": str(embedded)}
+    job = train._job(train.Train(model="noised-clip", **asked), torch.device("cpu"))
+    side = job.source.batch(job.source.places(0, seed=0, batch_size=2)).images.shape[1]
+    assert job.held_out.images.shape[1] == side != towers.image_size
+    np.testing.assert_allclose(job.held_out.encodings["embedding"], expected, atol=1e-5)
+    of_embeddings = train._job(train.Train(model="prior", **asked), torch.device("cpu"))
+    found = of_embeddings.source.batch(job.source.places(0, seed=0, batch_size=2))
+    assert found.images is None and found.encodings["embedding"].shape == (2, towers.embed_dim)
+    assert of_embeddings.held_out.images.shape[1] == towers.image_size
+
+
+def test_towers_that_do_not_go_with_the_rest_are_told(
+    mix, embedded, prior, stage, tmp_path, capsys
+):
+    for arguments, message in (
+        (("--model", "prior"), "none are given"),
+        (("--model", "ae", "--clip", "bundled"), "leave CLIP out"),
+        (("--model", "prior", "--clip", "nothing"), "CLIP=nothing is neither"),
+        (
+            ("--model", "dalle", "--clip", "bundled", "--first-stage", str(stage)),
+            "dalle makes no use of CLIP",
+        ),
+        (
+            ("--model", "prior", "--clip", "coca_tiny:random", "--cache", str(embedded)),
+            "another encoder than CLIP names",
+        ),
+        (
+            ("--model", "prior", "--clip", "coca_tiny:random", "--init", str(prior)),
+            "was trained with another towers",
+        ),
+    ):
+        given = ("--shards", str(mix), "--out", str(tmp_path / "o"))
+        assert main(["train", *arguments, *given, *SHORT]) == 2
+        printed = capsys.readouterr().err
+        assert message in printed and "Traceback" not in printed
+
+
+def test_a_training_starts_from_a_trained_model(mix, stage, tmp_path, monkeypatch, capsys):
+    """With all of its weights; a module may fit them to another shape."""
+    import torch
+    from safetensors.torch import load_file
+
+    from generators.first_stages import vqvae
+
+    given = ("--model", "vqvae", "--shards", str(mix), "--init", str(stage), *SHORT, "--lr", "0")
+    assert main(["train", *given, "--out", str(tmp_path / "a")]) == 0
+    before = load_file(stage / "model.safetensors")
+    after = load_file(tmp_path / "a/model.safetensors")
+    fixed = {name for name, weight in before.items() if torch.equal(weight, after[name])}
+    parameters = {name for name, _ in generators.load(str(stage)).named_parameters()}
+    assert parameters <= fixed  # a codebook's averages go on
+    about = json.loads((tmp_path / "a/config.json").read_text())["about"]
+    assert about["init"].startswith("sha256:")
+
+    halved = {"adapt": lambda model, weights: {k: v / 2 for k, v in weights.items()}}
+    monkeypatch.setattr(vqvae, "adapt", halved["adapt"], raising=False)
+    assert main(["train", *given, "--out", str(tmp_path / "b")]) == 0
+    name = sorted(parameters)[0]
+    torch.testing.assert_close(load_file(tmp_path / "b/model.safetensors")[name], before[name] / 2)
+    monkeypatch.setattr(vqvae, "adapt", lambda model, weights: {"x": before[name]})
+    assert main(["train", *given, "--out", str(tmp_path / "c")]) == 2
+    assert "does not fit vqvae toy" in capsys.readouterr().err
+    for init, message in ((tmp_path, "is no trained model"), (stage, "holds a vqvae")):
+        asked = ("--model", "ae", "--shards", str(mix), "--out", str(tmp_path / "d"))
+        assert main(["train", *asked, "--init", str(init), *SHORT]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_help_names_every_model(capsys):
+    from generators.models import MODELS
+
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert set(MODELS) <= {word.rstrip(".") for word in words}
+
+
 def test_pictures_of_a_prompt(dalle, tmp_path):
     """N files, a grid, and scores in their order; sample i is the same whatever N is."""
     asked = ["sample", "--ckpt", str(dalle), "--model", "dalle", "--prompt", "a red circle"]

@@ -35,6 +35,21 @@ class MeanLatents:
 
 
 @dataclass(frozen=True)
+class MeanColour:
+    """A picture's vector is its mean colour and its mean over the left half, of unit length."""
+
+    image_size: int = 24
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        if images.shape[1:3] != (self.image_size, self.image_size):
+            raise ValueError(f"pictures {images.shape}, expected {self.image_size} pixels")
+        wide = images.astype(np.float32)
+        halves = [wide.mean(axis=(1, 2)), wide[:, :, : self.image_size // 2].mean(axis=(1, 2))]
+        vectors = np.concatenate(halves, axis=1) + 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
 class WordStates:
     """A word's state is a hash of it; a text's vector the mean of its words' states."""
 
@@ -58,9 +73,10 @@ class Load:
 
     image: MeanLatents | None = MeanLatents()
     text: WordStates | None = WordStates()
+    tower: MeanColour | None = None
 
     def __call__(self) -> Encoders:
-        return Encoders(self.image, self.text, {"device": "cpu"})
+        return Encoders(self.image, self.text, {"device": "cpu"}, self.tower)
 
 
 def shards_of(made: Mixed) -> list[Shard]:
@@ -87,6 +103,7 @@ def work_of(
         "mix": made.run.config_hash,
         "first_stage": {"model": "means", "weights": "none"} if load.image else None,
         "text": {"architecture": "words", "weights": "none"} if load.text else None,
+        "clip": {"architecture": "colours", "weights": "none"} if load.tower else None,
         "kinds": list(caption_kinds(made.run.config)) if load.text else [],
         "size": SIZE,
         "crop": CROP,

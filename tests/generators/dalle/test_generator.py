@@ -11,7 +11,7 @@ import generators
 from generators import checkpoint, models
 from generators.dalle.decode import Choice
 from generators.dalle.generator import Dalle
-from generators.preset import Prepared
+from generators.preset import Materials, Prepared
 from pipeline.errors import UserError
 from pipeline.scenes.rendered import RenderedScenes
 from tests.generators.dalle.models import CONFIG, SCENES, Palette, transformer, words
@@ -39,7 +39,7 @@ def first_stage(tmp_path_factory):
 
 
 def prepared_from(first_stage) -> Prepared:
-    return models.find("dalle").prepare(CONFIG, SCENES.texts(300), str(first_stage))
+    return models.find("dalle").prepare(CONFIG, Materials(SCENES, str(first_stage)))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_first_stage_with_codes_is_needed(name, tmp_path):
         config = module.PRESETS["toy"]().config
         checkpoint.save(tmp_path, name, config, module.Model(config).state_dict(), {})
     with pytest.raises(UserError, match="without codes" if name else "first stage"):
-        models.find("dalle").prepare(CONFIG, SCENES.texts(9), str(tmp_path) if name else "")
+        models.find("dalle").prepare(CONFIG, Materials(SCENES, str(tmp_path) if name else ""))
 
 
 def test_three_lines_for_a_user(folder):

@@ -15,7 +15,7 @@ from pipeline.loading import ranges
 from pipeline.loading.cached import Cache
 from pipeline.loading.loader import Loader
 from tests.pipeline.loading.conftest import COUNTS, make
-from tests.support.encoding import SIZE, Load, MeanLatents, WordStates, encoded
+from tests.support.encoding import SIZE, Load, MeanColour, MeanLatents, WordStates, encoded
 from tests.support.mixing import Mixed, table
 
 DRAWN = {"size": SIZE, "captions": "mix", "drop": 0.25}
@@ -89,6 +89,44 @@ def test_images_alone_and_texts_alone(mix: Mixed):
     found = batches(mix, texts, steps=2, crop="random")[0]
     assert found.images.shape == (8, SIZE, SIZE, 3)
     assert found.encodings.keys() == {"text", "text_length", "pooled"}
+
+
+@pytest.mark.parametrize("image", [None, MeanLatents()])
+def test_embeddings_are_of_the_images_at_the_towers_own_size(mix: Mixed, image: object):
+    """Beside latents of another size, too; and pixels come with them where they are asked for."""
+    load = Load(image=image, tower=MeanColour())
+    folder, records = encoded(mix, name=f"clip-{image is not None}", load=load)
+    assert all(r.counts["status"] == {"ok": r.counts["rows"]} for r in records)
+    seen = batches(mix, steps=3, size=MeanColour.image_size)
+    found = batches(mix, folder, steps=3, images=True)
+    alone = batches(mix, folder, steps=3, images=False)
+    for expected, one, other in zip(seen, found, alone, strict=True):
+        vectors = MeanColour().embed(expected.images)
+        np.testing.assert_array_equal(one.encodings["embedding"], vectors.astype(np.float16))
+        np.testing.assert_array_equal(other.encodings["embedding"], one.encodings["embedding"])
+        assert one.images.shape == (8, SIZE, SIZE, 3) and other.images is None
+        assert one.places == other.places == expected.places
+        assert {"text", "text_length", "pooled"} < one.encodings.keys()
+        assert ("latents" in one.encodings) == (image is not None)
+    assert (batches(mix, folder, steps=1)[0].images is None) == (image is not None)
+
+
+def test_embeddings_are_of_one_crop_and_of_no_size(mix: Mixed):
+    folder, _ = encoded(mix, name="clip", load=Load(image=None, tower=MeanColour()))
+    for options in ({"crop": "random"}, {"flip": True}):
+        with pytest.raises(UserError, match="holds one centre crop"):
+            batches(mix, folder, **options)
+    assert batches(mix, folder, steps=1, size=2 * SIZE)[0].images.shape == (8, 32, 32, 3)
+
+
+def test_other_towers_are_refused(mix: Mixed, cache: str):
+    folder, _ = encoded(mix, name="clip", load=Load(image=None, tower=MeanColour()))
+    held = Cache(folder)
+    held.require_clip({"architecture": "colours", "weights": "none"})
+    with pytest.raises(UserError, match="another encoder than CLIP names: its weights differ"):
+        held.require_clip({"architecture": "colours", "weights": "sha256:1"})
+    with pytest.raises(UserError, match="was made without CLIP"):
+        Cache(cache).require_clip({"architecture": "colours", "weights": "none"})
 
 
 def mean_grey(made: Mixed, row: dict) -> float:

@@ -1,0 +1,1 @@
+"""Guidance of diffusion by what looks at noised images: classifiers, noised CLIP, and reference images."""

@@ -1,0 +1,63 @@
+"""A stack out of the folders of its trained parts, or out of one that diffusers knows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from generators import checkpoint
+from generators.towers import Towers
+from generators.unclip import diffusers_folder
+from generators.unclip.unclip import UnClip
+from pipeline.errors import UserError
+
+PRIORS = ("prior", "prior-ar")
+
+
+def assemble(
+    decoder: Path | str,
+    towers: Towers,
+    *,
+    prior: Path | str = "",
+    upsamplers: Sequence[Path | str] = (),
+    device: torch.device | str = "cpu",
+) -> UnClip:
+    """A trained decoder with what it takes to draw; UserError where the parts do not fit each other.
+
+    decoder: its folder, or one of diffusers' UnCLIPPipeline, which has its own prior and upsampler.
+    towers: on `device`, the same that prior and decoder were trained with.
+    """
+    if (Path(decoder) / diffusers_folder.INDEX).is_file():
+        if prior or upsamplers:
+            raise UserError(
+                f"CKPT={decoder} has a prior and an upsampler of its own",
+                "leave PRIOR and UPSAMPLERS out",
+            )
+        return diffusers_folder.load(decoder).to(device).with_towers(towers)
+    parts = {"CKPT": _part("CKPT", decoder, ("decoder",), towers, device)}
+    if prior:
+        parts["PRIOR"] = _part("PRIOR", prior, PRIORS, towers, device)
+    enlarging = [_part("UPSAMPLERS", f, ("upsampler",), None, device) for f in upsamplers]
+    return UnClip(parts["CKPT"], towers, parts.get("PRIOR"), enlarging)
+
+
+def _part(
+    flag: str,
+    folder: Path | str,
+    names: Sequence[str],
+    towers: Towers | None,
+    device: torch.device | str,
+) -> Any:
+    record = checkpoint.describe(folder)
+    if record["model"] not in names:
+        raise UserError(
+            f"{flag}={folder} holds a {record['model']}", f"give a trained {' or '.join(names)}"
+        )
+    trained_with = record["about"].get("towers")
+    if towers is not None and trained_with is not None and trained_with != dict(towers.about):
+        raise UserError(
+            f"{flag}={folder} was trained with other towers than CLIP=",
+            "give the CLIP= of its training",
+        )
+    return checkpoint.load(folder, device)

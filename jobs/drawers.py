@@ -1,0 +1,122 @@
+"""Whatever draws, behind one call: prompts and numbers in, images out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from generators.unclip.unclip import UnClip
+    from jobs.drawing import Drawing
+
+CONDITIONED = ("prior", "prior-ar", "upsampler")
+"""What samples only from what another model gives."""
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """model: as it was loaded, a stack of a decoder's. reads: whether it draws what a text says. draw:
+    prompts and the number of each sample -> uint8 (B, H, W, 3); None for what draws nothing.
+    """
+
+    name: str
+    model: Any
+    reads: bool
+    image_size: int
+    draw: "Callable[[Sequence[str], Sequence[int]], np.ndarray] | None"
+
+
+def load(config: "Drawing", device: str) -> Drawer:
+    """The model of `ckpt`, with what it takes to draw. Raises UserError."""
+    from generators import checkpoint, unconditional
+    from generators.dalle.decode import Choice
+    from generators.unclip.diffusers_folder import INDEX
+
+    if (Path(config.ckpt) / INDEX).is_file():
+        stack = _stack(config, device)
+        return _of_stack("decoder", config, stack)
+    record = checkpoint.describe(config.ckpt)
+    name, size = record["model"], record["config"]["image_size"]
+    if name == "decoder":
+        return _of_stack(name, config, _stack(config, device))
+    _refuse(config, name)
+    model = checkpoint.load(config.ckpt, device)
+    if name == "dalle":
+        choice = Choice(**config.choosing)
+        return Drawer(
+            name,
+            model,
+            True,
+            size,
+            lambda prompts, numbers: model.images(
+                model.tokens(prompts, numbers, config.seed, choice)
+            ),
+        )
+    if name == "glide":
+        how = {"seed": config.seed, "guidance": config.guidance}
+        sampling = config.sampling(model.model.config.sampling)
+        return Drawer(
+            name,
+            model,
+            True,
+            size,
+            lambda prompts, numbers: model.images(prompts, numbers, sampling=sampling, **how),
+        )
+    draws = hasattr(model, "sample") and name not in CONDITIONED
+    return Drawer(
+        name,
+        model,
+        False,
+        size,
+        (lambda prompts, numbers: unconditional.draw(model, numbers, config.seed))
+        if draws
+        else None,
+    )
+
+
+def _of_stack(name: str, config: "Drawing", stack: "UnClip") -> Drawer:
+    return Drawer(
+        name,
+        stack,
+        True,
+        stack.image_size,
+        lambda prompts, numbers: stack.images(prompts, numbers, seed=config.seed),
+    )
+
+
+def _refuse(config: "Drawing", name: str) -> None:
+    """UserError for parts of a stack where there is none."""
+    from pipeline.errors import UserError
+
+    given = {"PRIOR": config.prior, "UPSAMPLERS": config.upsamplers, "CLIP": config.clip}
+    if named := [flag for flag, value in given.items() if value]:
+        raise UserError(
+            f"CKPT={config.ckpt} is a {name}, which takes no {' and no '.join(named)}",
+            "leave it out, or give the folder of a decoder",
+        )
+
+
+def _stack(config: "Drawing", device: str) -> "UnClip":
+    """A decoder with its towers, a prior where one is given, and upsamplers."""
+    from captioner.towers import load_towers
+    from generators.unclip.assemble import assemble
+    from generators.unclip.unclip import Choice
+    from pipeline.errors import UserError
+
+    if not config.clip:
+        raise UserError(
+            f"CKPT={config.ckpt} is a decoder, which takes towers", "give CLIP=, as it was trained"
+        )
+    towers = load_towers(config.clip, device=device)
+    names = [folder for folder in config.upsamplers.split(",") if folder]
+    found = assemble(config.ckpt, towers, prior=config.prior, upsamplers=names, device=device)
+    choice = Choice(
+        guidance=config.guidance,
+        via=config.via,
+        prior_guidance=config.prior_guidance,
+        candidates=config.candidates,
+        sampling=config.sampling(found.decoder.config.sampling),
+    )
+    return replace(found, choice=choice)

@@ -1,0 +1,153 @@
+"""edit: variations of an image, the way from one to another, text diffs, inpainting; prior against no prior."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jobs.drawing import Drawing
+from jobs.job import require, say
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jobs.drawers import Drawer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Drawing):
+    """Change images by a trained decoder and its towers; inpainting by a glide as well.
+
+    variations: --image. interpolate: --image to --to-image. text-diff: --image, by what --after says and
+    --before does not. inpaint: --image where --mask is black, --prompt where it is white. compare:
+    --prompt by way of the prior, of the caption's embedding, and of the caption alone.
+    """
+
+    edit: Literal["variations", "interpolate", "text-diff", "inpaint", "compare"]
+    image: str = ""
+    """A picture; its middle square is taken, at the size of what comes out."""
+    to_image: str = ""
+    """The other end of an interpolation."""
+    before: str = ""
+    """What the image shows."""
+    after: str = ""
+    """What it shall show."""
+    strength: float = 0.5
+    """text-diff: share of the arc towards the difference that the last picture has; the others less."""
+    mask: str = ""
+    """A picture, white where something else shall be drawn."""
+    prompt: str = ""
+    n: int = 8
+    """Pictures; of compare for each way."""
+    out: str = "edits"
+    """A folder: grid.png, 000.png ..., samples.jsonl."""
+    eta: float = 1.0
+    """variations: how free they are; 0 gives the image back."""
+    inversion: str = "100"
+    """Steps by which an image's own noise is found."""
+
+    def __post_init__(self) -> None:
+        from pipeline.errors import UserError
+
+        super().__post_init__()
+        require(self, n=(1, 10_000), strength=(0, 1))
+        needed = {
+            "variations": ("image",),
+            "interpolate": ("image", "to_image"),
+            "text-diff": ("image", "before", "after"),
+            "inpaint": ("image", "mask", "prompt"),
+            "compare": ("prompt",),
+        }[self.edit]
+        for name in needed:
+            if not getattr(self, name):
+                flag = name.replace("_", "-")
+                raise UserError(f"{self.edit} takes --{flag}, and none is given", "give it")
+
+
+def run(config: Edit) -> None:
+    """Changes, writes. Raises UserError."""
+    from dataclasses import replace
+
+    import torch
+
+    from jobs import drawers, sample
+    from jobs.ranks import here
+    from pipeline import storage
+    from pipeline.errors import UserError
+
+    storage.require_writable(config.out)
+    torch.set_num_threads(config.threads)
+    drawer = drawers.load(config, str(here().device(config.device)))
+    if drawer.name != "decoder" and (drawer.name, config.edit) != ("glide", "inpaint"):
+        raise UserError(
+            f"CKPT={config.ckpt} is a {drawer.name}, which knows no {config.edit}",
+            "give the folder of a decoder",
+        )
+    out = Path(config.out)
+    if config.edit == "compare":
+        _compare(config, drawer, out)
+        return
+    stack = drawer.model
+    if drawer.name == "decoder":
+        stack = replace(stack, choice=replace(stack.choice, inversion=config.inversion))
+    images = _EDITS[config.edit](config, replace(drawer, model=stack))
+    sample.write(out, config.after or config.prompt, images, None, config.seed)
+    say(f"{out}/{sample.GRID}  {len(images)} of {config.edit}")
+
+
+def _variations(config: Edit, drawer: "Drawer") -> "np.ndarray":
+    image = _image(config, drawer, "image")
+    return drawer.model.variations(image, config.n, seed=config.seed, eta=config.eta)
+
+
+def _interpolate(config: Edit, drawer: "Drawer") -> "np.ndarray":
+    first, second = (_image(config, drawer, name) for name in ("image", "to_image"))
+    return drawer.model.interpolate(first, second, config.n, seed=config.seed)
+
+
+def _text_diff(config: Edit, drawer: "Drawer") -> "np.ndarray":
+    image = _image(config, drawer, "image")
+    strengths = [config.strength * (i + 1) / config.n for i in range(config.n)]
+    return drawer.model.text_diff(image, config.before, config.after, strengths, seed=config.seed)
+
+
+def _inpaint(config: Edit, drawer: "Drawer") -> "np.ndarray":
+    image = _image(config, drawer, "image")
+    known = _image(config, drawer, "mask").mean(axis=2) < 128
+    if drawer.name == "glide":
+        how = {"seed": config.seed, "guidance": config.guidance}
+        return drawer.model.inpaint(config.prompt, image, known, config.n, **how)
+    return drawer.model.inpaint(image, known, config.prompt, config.n, seed=config.seed)
+
+
+_EDITS = {
+    "variations": _variations,
+    "interpolate": _interpolate,
+    "text-diff": _text_diff,
+    "inpaint": _inpaint,
+}
+
+
+def _compare(config: Edit, drawer: "Drawer", out: Path) -> None:
+    """A folder for each way, of the same seeds."""
+    from dataclasses import replace
+    from typing import get_args
+
+    from generators.unclip.unclip import Via
+    from jobs import sample
+
+    for via in get_args(Via):
+        if via == "prior" and drawer.model.prior is None:
+            say("prior      none given")
+            continue
+        stack = replace(drawer.model, choice=replace(drawer.model.choice, via=via))
+        images = stack.sample(config.prompt, config.n, seed=config.seed)
+        sample.write(out / via, config.prompt, images, None, config.seed)
+        say(f"{via:9}  {out / via}/{sample.GRID}")
+
+
+def _image(config: Edit, drawer: "Drawer", name: str) -> "np.ndarray":
+    """uint8 (size, size, 3)."""
+    from jobs.sample import read_image
+
+    flag = name.replace("_", "-").upper()
+    return read_image(getattr(config, name), drawer.image_size, flag)
