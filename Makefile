@@ -38,7 +38,7 @@ TRAIN = $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,INIT,init) \
       $(call flag,BATCH,batch-size) $(call flag,IMAGE_TOWER,image-tower) $(call flag,LORA,lora) \
       $(call flag,SEED,seed) $(call flag,THREADS,threads) $(call flag,DEVICE,device)
 
-.PHONY: help setup recaption curate crawl crawl-retry import annotate dedup select keep-export keep-import reshard takedown caption mix fuse upsample scenes stats sql calibrate evaluate-captions captioner captioner-train teach train encode sample edit evaluate-generator gate test test-all test-vllm bench lint format pins clean
+.PHONY: help setup recaption curate crawl crawl-retry import annotate dedup select keep-export keep-import reshard takedown caption mix fuse upsample scenes stats sql calibrate evaluate-captions captioner captioner-train teach train encode sample edit evaluate-generator export gate test test-all test-vllm bench lint format pins clean
 
 help:        ## Show this help
 	@awk -F '## ' '/^[a-z-]+:.*## / {split($$1, t, ":"); printf "  %-18s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
@@ -177,6 +177,14 @@ evaluate-generator: $(READY)  ## FID, CLIP score, exact prompt following.  CKPT=
 	$(call need,CKPT,CKPT=my-dalle SHARDS=data/mine/mix/<other run> OUT=my-dalle/evaluation)
 	$(call need,OUT,CKPT=my-dalle SHARDS=data/mine/mix/<other run> OUT=my-dalle/evaluation)
 	@$(JOBS) evaluate-generator $(STACK) $(call flag,OUT,out) $(call flag,SHARDS,shards) $(call flag,LEVEL,level) $(call flag,PROMPTS,prompts) $(call flag,N,n) $(call flag,FEATURES,features) $(call flag,SCORER,scorer) $(ARGS)
+
+export: $(READY)  ## A trained unCLIP as a folder that diffusers runs.  PRIOR= DECODER= UPSAMPLER= CLIP= OUT=
+	$(call need,PRIOR,PRIOR=my-prior DECODER=my-decoder UPSAMPLER=my-upsampler CLIP=ViT-L-14:openai OUT=my-unclip)
+	$(call need,DECODER,PRIOR=my-prior DECODER=my-decoder UPSAMPLER=my-upsampler CLIP=ViT-L-14:openai OUT=my-unclip)
+	$(call need,UPSAMPLER,PRIOR=my-prior DECODER=my-decoder UPSAMPLER=my-upsampler CLIP=ViT-L-14:openai OUT=my-unclip)
+	$(call need,CLIP,PRIOR=my-prior DECODER=my-decoder UPSAMPLER=my-upsampler CLIP=ViT-L-14:openai OUT=my-unclip)
+	$(call need,OUT,PRIOR=my-prior DECODER=my-decoder UPSAMPLER=my-upsampler CLIP=ViT-L-14:openai OUT=my-unclip)
+	@$(JOBS) export $(call flag,PRIOR,prior) $(call flag,DECODER,decoder) $(call flag,UPSAMPLER,upsampler) $(call flag,CLIP,clip) $(call flag,OUT,out) $(ARGS)
 
 gate: $(READY)  ## Train a toy model on the rendered world, and measure whether what it makes is right.  MODEL=dvae [SEED=]
 	$(call need,MODEL,MODEL=dvae)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from captioner.config import CLIP_MEAN, CLIP_STD
@@ -21,13 +22,8 @@ TEXT, WORDS, IMAGE, SEEN = "text_encoder", "tokenizer", "image_encoder", "featur
 _CONFIG_BYTES, _LARGEST, _MOST_LAYERS = 1 << 20, 1 << 20, 256  # Karlo has 49408 words and 24 layers
 _UNFIT = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError),
-    ImportError,
+    *(ImportError, SafetensorError),
 )
-
-
-def is_folder(name: str) -> bool:
-    """Whether a name of towers is such a folder."""
-    return (Path(name) / TEXT / "config.json").is_file()
 
 
 def load_folder_towers(

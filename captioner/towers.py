@@ -3,6 +3,7 @@
 # B samples, S pixels of a side, T tokens of the context, D width of their states, E of the common space
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -26,11 +27,16 @@ from pipeline.encoders import TextStates
 def load_towers(
     name: str, *, device: str = "cpu", precision: str = "fp32", flag: str = "CLIP"
 ) -> "ContrastiveTowers":
-    """Towers by a name of `captioner.scorer.load_scorer`; of a captioner those of its base.
+    """Towers by a name of `captioner.scorer.load_scorer`, or a folder of diffusers' unCLIP; of a captioner
+    those of its base.
 
     precision: fp32 or bf16, of their arithmetic. flag: what the user calls the name. Raises UserError,
     also for towers whose texts are no CLIP tokens.
     """
+    if folder_of_diffusers(name):
+        from captioner.folder_towers import load_folder_towers
+
+        return load_folder_towers(name, device=device, precision=precision, flag=flag)
     identity = describe_text_states(name, flag)
     if is_captioner(name):
         checkpoint = load_checkpoint(name)
@@ -50,6 +56,11 @@ def load_towers(
         module, view, image, text, tokenizer, context, identity=identity, precision=precision
     )
     return towers.to(device)
+
+
+def folder_of_diffusers(name: str) -> bool:
+    """Whether a name stands for the towers in a folder of UnCLIPPipeline."""
+    return (Path(name) / "text_encoder" / "config.json").is_file()
 
 
 class ContrastiveTowers:

@@ -54,6 +54,7 @@ VERBS = {
         "EvaluateGenerator",
         "measure what a generator draws: FID, CLIP score, prompt following",
     ),
+    "export": ("jobs.export", "Export", "write a trained unCLIP as a folder that diffusers runs"),
     "gate": ("jobs.gate", "GateSettings", "train a toy model and measure whether it is right"),
     "stats": ("jobs.stats", "Stats", "print statistics of captions and blends, or answer SQL"),
     "sql": ("jobs.sql", "Sql", "a SQL prompt over the catalog"),

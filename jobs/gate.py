@@ -42,7 +42,7 @@ def run(config: GateSettings) -> None:
 
     from generators import checkpoint, models
     from generators.preset import Beside
-    from jobs import level_a_scorer
+    from jobs import level_a_scorer, level_a_towers
     from pipeline.scenes.rendered import RenderedScenes
 
     gate = models.find(config.model).GATE
@@ -56,7 +56,7 @@ def run(config: GateSettings) -> None:
     towers = None
     if gate.towers:  # those of all gates of a level
         shared = work.parent / f"towers-{gate.level}-{config.seed}"
-        towers = level_a_scorer.towers(gate.level, config.seed, shared)
+        towers = level_a_towers.towers(gate.level, config.seed, shared)
     materials = {"first_stage": first_stage, "towers": towers}
     folder = _trained(config, config.model, PRESET, gate, work / config.model, **materials)
     model = checkpoint.load(folder, config.device)

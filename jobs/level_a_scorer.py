@@ -1,4 +1,4 @@
-"""Contrastive towers for rendered scenes of one thing, trained in minutes: unCLIP's CLIP, and what reranks in gates."""
+"""Contrastive towers for rendered scenes of one thing, trained in minutes: what reranks in DALL-E's gate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from captioner.model import CoCa
     from captioner.tokens import WordTokenizer
-    from captioner.towers import ContrastiveTowers
+    from captioner.training import Examples
     from pipeline.draws import Draws
     from pipeline.places import Place
     from pipeline.scenes.rendered import RenderedScenes
@@ -27,6 +27,7 @@ MOST_DAMAGED = 3  # tokens
 FOREIGN = 0.5  # of these tokens; the others come from a scene that is nearly alike
 DAMAGE = "a damaged picture."
 MEAN = STD = (0.5, 0.5, 0.5)
+ATTRIBUTES = ("shape", "colour", "size", "position", "background")
 FIT: dict[str, Any] = {
     "steps": 2000,
     "batch_size": 64,
@@ -74,29 +75,8 @@ class LevelAScorer:
         return [(cosine, cosine) for cosine in cosines]
 
 
-def towers(level: str, seed: int, folder: Path) -> "ContrastiveTowers":
-    """Towers of plain scenes of a level, trained once into a captioner's folder; the same call goes on."""
-    from captioner.checkpoint import Checkpoint, base_stack, save_captioner
-    from captioner.load import Style
-    from captioner.settings import DecodeSettings
-    from captioner.towers import load_towers
-    from pipeline.scenes.rendered import RenderedScenes
-
-    saved = folder / "towers"
-    if not (saved / "config.json").is_file():
-        scorer = train(RenderedScenes(level, "train", seed), None, folder, seed=seed)
-        base = scorer.model
-        config = _config(len(RenderedScenes(level).image(0)), scorer.tokenizer.size)
-        styles = {"long": Style(CONTEXT, DecodeSettings())}
-        stacks = {"long": base_stack(base)}
-        save_captioner(
-            Checkpoint(config, base, stacks, styles, scorer.tokenizer, MEAN, STD), saved
-        )
-    return load_towers(str(saved))
-
-
 def train(
-    scenes: "RenderedScenes", first_stage: "nn.Module | None", out: Path, *, seed: int = 0
+    scenes: "RenderedScenes", first_stage: "nn.Module", out: Path, *, seed: int = 0
 ) -> LevelAScorer:
     """Towers that know which descriptive caption belongs to which image: CoCa with both of its losses.
 
@@ -106,6 +86,24 @@ def train(
     scenes: of one thing, other ones than those to measure on. first_stage: of the generator whose
     images are ranked; some of what it leaves of the scenes is damaged by a few tokens of another
     scene, as a generator confuses what it knows. out: a folder for the run, which goes on there.
+    """
+    examples = _Examples(scenes, first_stage)
+    model, tokenizer = fitted(scenes, examples, out, seed=seed, texts=[DAMAGE])
+    return LevelAScorer(model, tokenizer)
+
+
+def fitted(
+    scenes: "RenderedScenes",
+    examples: "Examples",
+    out: Path,
+    *,
+    seed: int,
+    texts: Sequence[str] = (),
+    **settings: int,
+) -> "tuple[CoCa, WordTokenizer]":
+    """Towers of a level's size trained on examples of its scenes; out: a folder for the run.
+
+    texts: whose words the scenes' own captions may lack. settings: of the fit, in place of FIT's.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -117,15 +115,14 @@ def train(
     from jobs.fit import fit
     from jobs.fit_settings import Fit
 
-    tokenizer = WordTokenizer(words_of([DAMAGE, *scenes.texts(READ)], 200))
-    side = len(scenes.image(0))
+    tokenizer = WordTokenizer(words_of([*texts, *scenes.texts(READ)], 200))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = random_model(_config(side, tokenizer.size), seed)
+        model = random_model(model_config(len(scenes.image(0)), tokenizer.size), seed)
         init_from_fan_in(model, seed)
     task = Pretraining(
         model,
-        _Examples(scenes, first_stage),
+        examples,
         scenes.size,
         tokenizer,
         CONTEXT,
@@ -136,8 +133,8 @@ def train(
     )
     # On CPUs in bf16, the backward pass of flash attention makes a step twice as long.
     with sdpa_kernel(SDPBackend.MATH):
-        fit(task, Fit(**FIT, seed=seed, device="cpu"), out, {"scenes": scenes.level})
-    return LevelAScorer(model.cpu().eval().requires_grad_(False), tokenizer)
+        fit(task, Fit(**FIT | settings, seed=seed, device="cpu"), out, {"scenes": scenes.level})
+    return model.cpu().eval().requires_grad_(False), tokenizer
 
 
 @dataclass(frozen=True)
@@ -150,7 +147,7 @@ class _Examples:
     """
 
     scenes: "RenderedScenes"
-    first_stage: "nn.Module | None"
+    first_stage: "nn.Module"
 
     def __call__(self, places: Sequence["Place"]) -> list[tuple[np.ndarray, str]]:
         import torch
@@ -162,10 +159,11 @@ class _Examples:
         images, texts, damaged, others = [], [], [], []
         for row in range(len(places)):
             place, draws = places[row - row % ALIKE], places[row].draws("alike")
-            scene, prefix, template = self._scene(place), "", draws.below(len(LONG))
+            scene, prefix = any_scene(self.scenes, place), ""
+            template = draws.below(len(LONG))
             if row % ALIKE:
                 other = changed(scene, draws)
-                if self.first_stage and draws.chance(DAMAGED):
+                if draws.chance(DAMAGED):
                     damaged.append((row, draws))
                     others.append(render(self.scenes.level, other, self.scenes.seed, place.index))
                     prefix = f"{DAMAGE} "
@@ -173,8 +171,6 @@ class _Examples:
                     scene = other
             images.append(render(self.scenes.level, scene, self.scenes.seed, place.index))
             texts.append(prefix + long_caption(scene, template))
-        if not self.first_stage:
-            return list(zip(images, texts, strict=True))
         with torch.no_grad():
             tokens = self.first_stage.tokens(to_model(np.stack(images)))
             if damaged:
@@ -184,11 +180,11 @@ class _Examples:
             left = to_images(self.first_stage.decode_tokens(tokens))
         return list(zip(left, texts, strict=True))
 
-    def _scene(self, place: "Place") -> "Scene":
-        """One of all combinations."""
-        is_held_out = place.draws("split").chance(HELD_OUT)
-        split = "test" if is_held_out else "train"
-        return replace(self.scenes, split=split).scene(place.index)
+
+def any_scene(scenes: "RenderedScenes", place: "Place") -> "Scene":
+    """One of all combinations, those that are held out from generators among them."""
+    is_held_out = place.draws("split").chance(HELD_OUT)
+    return replace(scenes, split="test" if is_held_out else "train").scene(place.index)
 
 
 def _mixed(tokens: "Tensor", donor: "Tensor", codes: int, draws: "Draws") -> "Tensor":
@@ -200,8 +196,11 @@ def _mixed(tokens: "Tensor", donor: "Tensor", codes: int, draws: "Draws") -> "Te
     return found.view_as(tokens)
 
 
-def changed(scene: "Scene", draws: "Draws") -> "Scene":
-    """A scene of one thing with another background, or with one attribute of the thing changed."""
+def changed(scene: "Scene", draws: "Draws", names: Sequence[str] = ATTRIBUTES) -> "Scene":
+    """A scene of one thing with another background, or with one attribute of the thing changed.
+
+    names: what may change; the more often one is named, the likelier it is.
+    """
     from pipeline.scenes import world
 
     values = {
@@ -213,7 +212,7 @@ def changed(scene: "Scene", draws: "Draws") -> "Scene":
     }
     (thing,) = scene.things
     while True:
-        name = draws.choice(list(values))
+        name = draws.choice(names)
         value = draws.choice(values[name])
         if name == "background":
             found = replace(scene, background=value)
@@ -223,7 +222,7 @@ def changed(scene: "Scene", draws: "Draws") -> "Scene":
             return found
 
 
-def _config(side: int, words: int) -> dict:
+def model_config(side: int, words: int) -> dict:
     text = {"context_length": CONTEXT, "vocab_size": words, "width": 64, "heads": 2}
     return {
         "embed_dim": 64,

@@ -50,6 +50,12 @@ def towers_condition(config: Config) -> UnCLIPTextProjModel:
     )
     if config.text_width != config.embed_dim:  # diffusers' module knows towers of one width only
         module.encoder_hidden_states_proj = nn.Linear(config.text_width, config.context_dim)
+    for linear in (
+        module.embedding_proj,
+        module.clip_image_embeddings_project_to_time_embeddings,
+        module.clip_extra_context_tokens_proj,
+    ):
+        _for_unit_length(linear)
     return module
 
 
@@ -86,6 +92,8 @@ class WordCondition(nn.Module):
             self.null = nn.Parameter(torch.zeros(config.embed_dim))
             self.image_to_time = nn.Linear(config.embed_dim, config.time_dim)
             self.image_to_tokens = nn.Linear(config.embed_dim, config.image_tokens * width)
+            _for_unit_length(self.image_to_time)
+            _for_unit_length(self.image_to_tokens)
 
     def forward(self, embedding: Tensor | None, kept: Tensor | None, ids: Tensor) -> Told:
         """ids: (B, K). embedding, kept: as in `told_by_towers`; GLIDE takes none."""
@@ -103,3 +111,10 @@ def _with_null(embedding: Tensor | None, kept: Tensor | None, null: Tensor, num:
     if embedding is None:
         return null.expand(num, -1)
     return embedding if kept is None else torch.where(kept[:, None], embedding, null)
+
+
+@torch.no_grad()
+def _for_unit_length(linear: nn.Linear) -> None:
+    """Embeddings have values of 1 / sqrt(E); what is made of them begins as large as what is beside it."""
+    nn.init.normal_(linear.weight)
+    nn.init.zeros_(linear.bias)

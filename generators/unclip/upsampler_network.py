@@ -3,7 +3,7 @@
 # B samples, H W pixels of the image, h w = H / factor, W / factor of the small one
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -67,15 +67,24 @@ class Config:
                 f"{self.norm_groups}",
                 "give a multiple of both",
             )
+        for name, value, known in (
+            ("degradation", self.degradation, Degradation),
+            ("interpolation", self.interpolation, Interpolation),
+        ):
+            if value not in get_args(known):
+                raise UserError(
+                    f"{name} {value!r} is none", f"there are {', '.join(get_args(known))}"
+                )
+        if self.factor < 1:
+            raise UserError(f"factor {self.factor} is not possible", "give 1 or more, as 4")
         if not 0 <= self.degraded <= 1:
             raise UserError(f"degraded {self.degraded} is no share", "give a number from 0 to 1")
         for name, size in {"image_size": self.image_size, "the crop": self.crop_size}.items():
             if size < 1 or size % self.factor or size % self.stride or size > self.image_size:
                 raise UserError(
-                    f"{name} has {size} of image_size {self.image_size} pixels: not divisible by "
-                    f"factor {self.factor} and by {self.stride}, as {len(self.multipliers)} "
-                    "resolutions need",
-                    "give another image_size, or another crop",
+                    f"{name} cannot have {size} of {self.image_size} pixels a side",
+                    f"give what is divisible by factor {self.factor} and by {self.stride}, as "
+                    f"{len(self.multipliers)} resolutions need",
                 )
 
     @property
@@ -143,7 +152,7 @@ class Model(nn.Module):
         final = plan(process, sampling)[-1].t if last else -1
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
-            # All rows are at one step; int() of it would wait for the GPU where it need not.
+            # Only who has a second network waits for the GPU to say which step it is.
             network = last if last and int(t[0]) == final else self
             return network(noisy, t, shown)
 

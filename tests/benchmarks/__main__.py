@@ -19,6 +19,8 @@ TAKES = {
     "bench_dedup": ("--quick",),
     "bench_select": ("--quick",),
     "bench_dalle": ("--quick",),
+    "bench_samplers": ("--quick",),
+    "bench_decoder": ("--quick",),
     "bench_loader": ("--data", "--quick"),
 }
 """Benchmark -> the flags that mean something to it."""

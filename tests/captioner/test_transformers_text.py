@@ -17,7 +17,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from captioner.folder_towers import is_folder, load_folder_towers
+from captioner.folder_towers import load_folder_towers
+from captioner.towers import load_towers
 from captioner.transformers_text import clip_tokenizer, text_model
 from captioner.unit_text import UnitTextModel
 from pipeline.errors import UserError
@@ -150,8 +151,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_folders_are_towers_with_their_own_lengths(folder: Path) -> None:
-    towers = load_folder_towers(str(folder))
-    assert is_folder(str(folder)) and not is_folder(str(folder / "tokenizer"))
+    towers = load_towers(str(folder))
     assert (towers.embed_dim, towers.text_width, towers.context) == (24, 32, CONTEXT)
     ids = towers.tokenize(TEXTS)
     assert torch.equal(ids, TOKENIZER(TEXTS))

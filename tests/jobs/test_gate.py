@@ -64,7 +64,7 @@ def test_towers_and_models_beside_are_trained_with_the_same_materials(tmp_path, 
     from captioner.towers import load_towers
     from generators.first_stages import ae
     from generators.unclip import prior
-    from jobs import level_a_scorer
+    from jobs import level_a_towers
 
     for module in (ae, prior):
         preset = module.PRESETS["toy"]()
@@ -74,7 +74,7 @@ def test_towers_and_models_beside_are_trained_with_the_same_materials(tmp_path, 
         monkeypatch.setitem(module.PRESETS, "toy", lambda short=short: short)
     asked, seen = [], []
     towers = load_towers("bundled")
-    monkeypatch.setattr(level_a_scorer, "towers", lambda *given: (asked.append(given), towers)[1])
+    monkeypatch.setattr(level_a_towers, "towers", lambda *given: (asked.append(given), towers)[1])
 
     def measure(model, scenes, beside):
         seen.append((model, scenes, beside))

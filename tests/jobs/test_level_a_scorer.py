@@ -62,11 +62,10 @@ def test_examples_come_nearly_alike(first_stage):
     assert alike < 64 / ALIKE + 6  # one of each few; of others an untrained stage may see nothing
 
 
-def test_towers_see_all_combinations(first_stage):
-    examples = level_a_scorer._Examples(SCENES, first_stage)
+def test_towers_see_all_combinations():
     kinds = Counter()
     for place in SCENES.places(0, seed=0, batch_size=2000):
-        (thing,) = examples._scene(place).things
+        (thing,) = level_a_scorer.any_scene(SCENES, place).things
         kinds[thing.shape, thing.colour] += 1
     assert len(kinds) == len(world.SHAPES) * len(world.COLOURS)
     assert min(kinds.values()) > 2000 / 64 / 3

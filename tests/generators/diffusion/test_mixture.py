@@ -51,7 +51,7 @@ def test_ddpm(mixture, variance, number):
 def test_few_steps(mixture, sampler, steps, name, prediction):
     known = mixture()
     process = Process(Schedule(name), prediction)
-    start = even_noise(known.means.shape[1], 2048)
+    start = even_noise(known.means.shape[1], 1024)
     way = Sampling(sampler, steps, clip=0)
     found = sample(process, known.predict(process), start, way, SampleNoise([0]))
     assert max(errors(found, known)) < 0.02
@@ -59,7 +59,7 @@ def test_few_steps(mixture, sampler, steps, name, prediction):
 
 def test_noise_of_ddim():
     known, process = line(torch.float32), Process()
-    start, way = SampleNoise([1]).normal(1, 60_000), Sampling("ddim", 250, 0.5, 0)
+    start, way = SampleNoise([1]).normal(1, 30_000), Sampling("ddim", 250, 0.5, 0)
     found = sample(process, known.predict(process), start, way, SampleNoise([2]))
     assert max(errors(found, known)) < 0.02
 
@@ -68,8 +68,8 @@ def test_noise_of_ddim():
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 def test_guidance_draws_the_component(sampler, component):
     known, process = plane(), Process()
-    start, one = even_noise(2, 1024), known.component(component)
-    way = Sampling(sampler, 500, clip=0)
+    start, one = even_noise(2, 512), known.component(component)
+    way = Sampling(sampler, 300, clip=0)
 
     def guided(share: float) -> torch.Tensor:
         towards = known.towards(process, component)
@@ -84,31 +84,32 @@ def test_guidance_draws_the_component(sampler, component):
 
     # The scores add up: it is what the component's own network does.
     alone = sample(process, one.predict(process), start, way, SampleNoise([0]))
-    assert (guided(1.0) - alone).abs().max() < 1e-3
-    assert max(errors(guided(1.0), one)) < 0.03  # of the component's own small covariance
-    assert max(errors(guided(1.0), known)) > 0.3 and max(errors(guided(0.0), known)) < 0.02
+    found = guided(1.0)
+    assert (found - alone).abs().max() < 1e-3
+    assert max(errors(found, one)) < 0.04  # of the component's own small covariance
+    assert max(errors(found, known)) > 0.3 and max(errors(guided(0.0), known)) < 0.02
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_guidance_shifts_the_mean_of_ddpm(variance):
-    known, process = plane(torch.float32), Process(variance=variance)
+    known, process = line(torch.float32), Process(variance=variance)
     found = sample(
         process,
         known.predict(process),
-        SampleNoise([1]).normal(2, 8000),
+        SampleNoise([1]).normal(1, 10_000),
         Sampling("ddpm", 1000, clip=0),
         SampleNoise([2]),
-        gradient=known.towards(process, 2),
+        gradient=known.towards(process, 1),
     )
-    # 8,000 draws: deviations of 1.1 % in the mean, 1.6 % in a variance.
-    assert max(errors(found, known.component(2))) < 0.04
+    # 10,000 draws: deviations of 1 % in the mean, 1.4 % in the variance.
+    assert max(errors(found, known.component(1))) < 0.04
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(("steps", "evaluations"), [(100, 4), (250, 3)])
 def test_inversion_finds_the_noise(steps, evaluations, prediction):
     known, process = plane(), Process(prediction=prediction)
-    clean, way = known.draw(500, seed=3), Sampling("ddim", steps, clip=0)
+    clean, way = known.draw(256, seed=3), Sampling("ddim", steps, clip=0)
     predict = known.predict(process)
     noise = invert(process, predict, clean, way, evaluations=evaluations)
     back = sample(process, predict, noise, way, SampleNoise([0]))
@@ -121,9 +122,9 @@ def test_inversion_finds_the_noise(steps, evaluations, prediction):
 def test_inverted_noise_is_normal():
     known, process = plane(), Process()
     way = Sampling("ddim", 250, clip=0)
-    noise = invert(process, known.predict(process), known.draw(20_000, seed=4), way)
+    noise = invert(process, known.predict(process), known.draw(4000, seed=4), way)
     normal = Mixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
-    assert max(errors(noise, normal)) < 0.03
+    assert max(errors(noise, normal)) < 0.06
 
 
 def test_sampling_then_inverting_gives_the_noise_back():

@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from generators.guidance import classifier as classifiers
 from generators.guidance import noised_clip
-from generators.towers import TextCondition
 
 SIZES = {
     "image_size": 16,

@@ -7,19 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from generators.diffusion.process import Process
-from generators.diffusion.samplers import Gradient
+from generators.diffusion.samplers import Gradient, Sampling
 from generators.diffusion.schedule import Schedule
 from generators.guidance import classifier_gate, noised_clip_gate, unguided
 from generators.guidance.classes import ClassNames
 from generators.noise import SampleNoise
-from generators.pixels import to_model
+from generators.pixels import to_images, to_model
 from generators.preset import Beside
+from generators.unclip.glide_generator import Glide
+from pipeline.draws import key64
 from pipeline.errors import UserError
 from pipeline.scenes.claims import parse
 from pipeline.scenes.render import render
 from pipeline.scenes.rendered import RenderedScenes
 from pipeline.scenes.world import COLOURS, Scene, Thing
 from tests.generators.unclip.linear_towers import LinearTowers
+from tests.generators.unclip.small_decoders import OF_WORDS, decoder
 
 SCENES = RenderedScenes("A16", "test", -1)
 PROCESS = Process(Schedule())
@@ -73,8 +76,8 @@ class Follower(nn.Module):
         gradient: Gradient = options["gradient"]
         x, t = torch.zeros(len(text), 3, 16, 16), torch.zeros(len(text), dtype=torch.long)
         images = [
-            render("A16", self.read_gradient(row) if row.any() else plain("red"), 3, number)
-            for number, row in enumerate(gradient(x, t, x))
+            render("A16", self.read_gradient(row) if row.any() else plain("red"), 3, int(number))
+            for number, row in zip(noise.uniform() * 1e6, gradient(x, t, x), strict=True)
         ]
         return torch.cat([to_model(image[None]) for image in images])
 
@@ -181,7 +184,31 @@ def test_unguided_samples_are_the_same_in_any_batch_and_of_one_schedule(monkeypa
         return classifier_gate.classifier_gradient(model, labels[run])
 
     whole = unguided.draw(beside, model, 10, gradient)
-    assert whole.shape == (10, 16, 16, 3)
+    assert whole.shape == (10, 16, 16, 3) and (whole[0] != whole[8]).any()
+    monkeypatch.setattr(unguided, "BATCH", 4)
+    assert (unguided.draw(beside, model, 10, gradient) == whole).all()
     model.process = Process(Schedule("linear"))
     with pytest.raises(UserError, match="the guide knows the noise of linear"):
         unguided.draw(beside, model, 10, gradient)
+
+
+def test_a_glide_is_led_through_the_caption_that_says_nothing():
+    glide = Glide(decoder(OF_WORDS).requires_grad_(False))
+    brightest, sampling = Corners(), Sampling("ddim", "4")
+    labels = torch.tensor([0, 7])  # all channels down, all up
+
+    def drawn(scale: float):
+        def gradient(run: slice) -> Gradient:
+            return classifier_gate.classifier_gradient(brightest, labels[run], scale)
+
+        return unguided.draw(glide, brightest, 2, gradient, sampling).astype(float)
+
+    alone, led = drawn(0), drawn(200)
+    assert led[0].mean() < alone[0].mean() and led[1].mean() > alone[1].mean()
+    plain = glide.model.sample(
+        None,
+        glide.model.read(["", ""]),
+        SampleNoise([key64("unguided", i) for i in range(2)]),
+        sampling=sampling,
+    )
+    assert (alone == to_images(plain)).all()

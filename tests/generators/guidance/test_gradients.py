@@ -142,7 +142,7 @@ def test_wrong_inputs_are_told():
 
 def test_a_guide_of_another_schedule_is_refused():
     require_schedule(CLASSIFIER.process, classifier())
-    with pytest.raises(UserError, match="squaredcos_cap_v2 with 1000 steps.* linear with 50"):
+    with pytest.raises(UserError, match=r"squaredcos_cap_v2 with 1000 steps.* linear with 50"):
         require_schedule(Process(Schedule("linear", 50)), classifier())
 
 

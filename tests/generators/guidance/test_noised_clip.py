@@ -42,6 +42,7 @@ def test_the_loss_is_open_clip_s_with_its_gradient():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
     together.main(str(tmp_path / "one"))
@@ -57,7 +58,7 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
 
 def test_embeddings_are_of_unit_length_and_the_temperature_is_bounded():
     model = clip()
-    found, temperature = model(torch.randn(3, 3, 16, 16), torch.tensor([0, 500, 999]))
+    found, _ = model(torch.randn(3, 3, 16, 16), torch.tensor([0, 500, 999]))
     torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
     model.log_temperature.data += 10
     assert model(torch.randn(1, 3, 16, 16), torch.tensor([0]))[1] == 100
@@ -126,9 +127,9 @@ def test_towers_stay_as_they_are_and_out_of_the_weights(tmp_path):
 def test_it_learns_the_captions_of_a_few_scenes_through_noise(tmp_path):
     few = RenderedScenes("A16", "train", 0, size=8)
     torch.manual_seed(0)
-    task = Task(Model(CONFIG), few, held_out=few.first(8), towers=LinearTowers())
+    task = Task(Model(CONFIG), few, held_out=few.first(8), towers=LinearTowers(), text_weight=1)
     assert task.evaluate()["r1_clean"] < 0.5
-    settings = Fit(steps=80, batch_size=8, lr=1e-2, device="cpu", schedule="constant")
+    settings = Fit(steps=120, batch_size=8, lr=1e-2, device="cpu", schedule="constant")
     fit(task, settings, tmp_path)
     task.model.eval()
     figures = task.evaluate()
