@@ -19,8 +19,24 @@ def build(model: nn.Module, groups: list[dict], settings: Fit) -> list[Optimizer
     if adamw := [_group(g, settings) for g in groups if g.get("optimizer", "adamw") == "adamw"]:
         found.append(torch.optim.AdamW(adamw, betas=settings.betas, eps=settings.eps, fused=True))
     if muon := [_group(g, settings) for g in groups if g.get("optimizer", "adamw") == "muon"]:
-        found.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+        found.append(KernelMuon(muon, adjust_lr_fn="match_rms_adamw"))
     return found
+
+
+class KernelMuon(torch.optim.Muon):
+    """Muon that takes a convolution's kernel (out, in, h, w) for the matrix (out, in * h * w)."""
+
+    def __init__(self, params: list[dict], **options: Any) -> None:
+        # torch's own constructor refuses all but matrices.
+        defaults = torch.optim.Muon([torch.zeros(1, 1)], **options).defaults
+        Optimizer.__init__(self, params, defaults)
+
+    def _init_group(self, group: dict, *lists: list[Tensor]) -> bool:
+        has_complex = super()._init_group(group, *lists)
+        for tensors in lists:
+            # view, not flatten: a copy would be updated in the parameter's place.
+            tensors[:] = [t.view(len(t), -1) if t.ndim > 2 else t for t in tensors]
+        return has_complex
 
 
 def described(groups: list[dict]) -> list[dict]:

