@@ -102,7 +102,6 @@ def _stack(config: "Drawing", device: str) -> "UnClip":
     """A decoder with its towers, a prior where one is given, and upsamplers."""
     from captioner.towers import load_towers
     from generators.unclip.assemble import assemble
-    from generators.unclip.unclip import Choice
     from pipeline.errors import UserError
 
     if not config.clip:
@@ -112,7 +111,8 @@ def _stack(config: "Drawing", device: str) -> "UnClip":
     towers = load_towers(config.clip, device=device)
     names = [folder for folder in config.upsamplers.split(",") if folder]
     found = assemble(config.ckpt, towers, prior=config.prior, upsamplers=names, device=device)
-    choice = Choice(
+    choice = replace(
+        found.choice,
         guidance=config.guidance,
         via=config.via,
         prior_guidance=config.prior_guidance,

@@ -9,7 +9,7 @@ import torch
 from generators import checkpoint
 from generators.towers import Towers
 from generators.unclip import diffusers_folder
-from generators.unclip.unclip import UnClip
+from generators.unclip.unclip import Choice, UnClip
 from pipeline.errors import UserError
 
 PRIORS = ("prior", "prior-ar")
@@ -34,7 +34,16 @@ def assemble(
                 f"CKPT={decoder} has a prior and an upsampler of its own",
                 "leave PRIOR and UPSAMPLERS out",
             )
-        return diffusers_folder.load(decoder).to(device).with_towers(towers)
+        stack = diffusers_folder.load(decoder)
+        last = stack.last and stack.last.to(device)
+        return UnClip(
+            stack.decoder.to(device),
+            towers,
+            stack.prior.to(device),
+            [stack.upsampler.to(device)],
+            last,
+            Choice(prior_sampling=stack.prior_sampling),
+        )
     parts = {"CKPT": _part("CKPT", decoder, ("decoder",), towers, device)}
     if prior:
         parts["PRIOR"] = _part("PRIOR", prior, PRIORS, towers, device)

@@ -40,7 +40,7 @@ def measure(model: PixelDecoder, scenes: RenderedScenes, beside: Beside) -> dict
 
     figures: dict[str, float] = {}
     for name, embedding in embeddings.items():
-        drawn = draw(model, embedding, _repeated(empty, SCENES), range(SCENES), empty)
+        drawn = draw(model, embedding, empty.repeated(SCENES), range(SCENES), empty)
         found = followed(texts, drawn, level).figures()
         figures |= found if not name else {f"attributes{name}": found["attributes"]}
         part = draw(model, embedding[:CAPTIONED], _first(text, CAPTIONED), range(CAPTIONED), empty)
@@ -86,10 +86,6 @@ def draw(
 
 def _first(text: TextCondition, num: int) -> TextCondition:
     return TextCondition(text.states[:num], text.mask[:num], text.pooled[:num])
-
-
-def _repeated(empty: TextCondition, num: int) -> TextCondition:
-    return empty.repeated(num)
 
 
 GATE = Gate(

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import numpy as np
+
 from generators.preset import Gate
 from generators.unclip.decoder_config import Config
 from generators.unclip.decoder_parts import prepare as prepared
@@ -29,7 +31,7 @@ def measure(glide: Glide, scenes: RenderedScenes) -> dict[str, float]:
     figures = followed(texts, drawn, scenes.level).figures()
     prompts = [text for text in texts[:SWEPT] for _ in range(SAMPLES)]
 
-    def at(guidance: float):
+    def at(guidance: float) -> np.ndarray:
         numbers = list(range(SAMPLES)) * SWEPT
         images = glide.images(prompts, numbers, guidance=guidance, sampling=sampling)
         return images.reshape(SWEPT, SAMPLES, *images.shape[1:])

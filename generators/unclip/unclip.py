@@ -33,8 +33,8 @@ class Choice:
     """How images are drawn.
 
     guidance: the decoder's, 1 is without. via: see `Via`. prior_guidance, candidates: how the prior
-    draws, and how many, of which the best is kept. sampling: the decoder's, its own where None.
-    inversion: steps of DDIM, there and back, where an image's own noise is asked for.
+    draws, and how many, of which the best is kept. sampling, prior_sampling: the decoder's and a
+    diffusion prior's, their own where None. inversion: steps of DDIM, there and back, where an image's own noise is asked for.
     """
 
     guidance: float = 1.0
@@ -42,6 +42,7 @@ class Choice:
     prior_guidance: float = 1.0
     candidates: int = 2
     sampling: Sampling | None = None
+    prior_sampling: Sampling | None = None
     inversion: str | int = 100
 
     def __post_init__(self) -> None:
@@ -55,7 +56,8 @@ class Choice:
 class UnClip:
     """A stack of trained models with the towers they were trained with (2204.06125).
 
-    prior: needed for captions only. upsamplers: from the decoder's size up, in their order.
+    prior: needed for captions only. upsamplers: from the decoder's size up, in their order. last: another
+    network for the last step of the last of them, as Karlo has it.
     batch_size: images that are drawn at once, which bounds memory and changes nothing else.
     """
 
@@ -63,6 +65,7 @@ class UnClip:
     towers: Towers
     prior: Prior | None = None
     upsamplers: Sequence[Upsampler] = ()
+    last: Upsampler | None = None
     choice: Choice = field(default_factory=Choice)
     batch_size: int = 16
 
@@ -194,9 +197,11 @@ class UnClip:
         if self.prior is None:
             raise UserError("a caption takes a prior", "give PRIOR=, or VIA=text or VIA=caption")
         how: dict[str, Any] = {}
+        if choice.prior_sampling:
+            how["sampling"] = choice.prior_sampling
         if choice.prior_guidance != 1:
             empty = conditions.empty(self.towers, self.decoder.device)
-            how = {"guidance": choice.prior_guidance, "empty": empty}
+            how |= {"guidance": choice.prior_guidance, "empty": empty}
         return best_of(self.prior, text, seeds, choice.candidates, **how)
 
     def _parts(self, image: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -263,7 +268,9 @@ class UnClip:
         )
         for number, upsampler in enumerate(self.upsamplers):
             keys = [key64(seed, number, "upsampler") for seed in seeds]
-            pixels = upsampler.sample(pixels.clamp(-1, 1), SampleNoise(keys, pixels.device))
+            noise = SampleNoise(keys, pixels.device)
+            last = self.last if upsampler is self.upsamplers[-1] else None
+            pixels = upsampler.sample(pixels.clamp(-1, 1), noise, last=last)
         return to_images(pixels)
 
     def _text(self, texts: Sequence[str]) -> TextCondition | Tensor:

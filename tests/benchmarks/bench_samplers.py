@@ -128,7 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="five rounds instead of fifteen")
+    parser.add_argument("--quick", action="store_true", help="three rounds instead of nine")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -138,7 +138,7 @@ def main() -> int:
     missed = False
     for case in cases():
         for shape in SHAPES:
-            row = measure(case, shape, torch.device(args.device), 5 if args.quick else 15)
+            row = measure(case, shape, torch.device(args.device), 3 if args.quick else 9)
             missed |= row["ratio"] > BAR
             if args.json:
                 print(json.dumps(row | {"threads": args.threads}), flush=True)

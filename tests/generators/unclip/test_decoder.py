@@ -119,7 +119,9 @@ def test_guided_sampling_is_that_of_the_pipeline():
         sampling=Sampling("ddpm", 7),
     )
     assert x.std() > 0.3
-    assert (found - x).abs().max() < 2e-4  # the scheduler's tables are fp32, and guidance triples errors
+    assert (
+        found - x
+    ).abs().max() < 2e-4  # the scheduler's tables are fp32, and guidance triples errors
 
 
 def silent() -> torch.Generator:

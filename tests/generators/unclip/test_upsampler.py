@@ -165,6 +165,8 @@ def test_karlos_seven_steps_are_diffusers():
     """Two networks, the second for the last step, and UnCLIPScheduler in the loop of the pipeline."""
     settings = {"interpolation": "bicubic", "rounded": False, "sampler": "ddpm", "steps": "7"}
     first, last = (model(seed, diffusion_steps=1000, **settings) for seed in (0, 1))
+    with torch.no_grad():  # else little of what it says is left at the least noisy timestep
+        last.unet.conv_out.weight.mul_(30)
     found = first.sample(LOW[:1], SampleNoise([3]), last=last)
 
     scheduler = UnCLIPScheduler(variance_type="fixed_small_log")
@@ -182,7 +184,7 @@ def test_karlos_seven_steps_are_diffusers():
             predicted = unet(torch.cat([x, shown], dim=1), t).sample
         then = None if i == 6 else times[i + 1]
         x = scheduler.step(predicted, t, x, prev_timestep=then, generator=noise).prev_sample.float()
-    torch.testing.assert_close(found, x.clamp(-1, 1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, x.clamp(-1, 1), atol=1e-5, rtol=1e-4)
     assert (found - first.sample(LOW[:1], SampleNoise([3]))).abs().max() > 1e-3
 
 
