@@ -154,7 +154,7 @@ train: $(READY)  ## Train a generator on training shards.  MODEL=dvae|dalle|prio
 	$(call need,MODEL,MODEL=dvae SHARDS=data/mine/mix/<run> OUT=my-dvae)
 	$(call need,SHARDS,MODEL=dvae SHARDS=data/mine/mix/<run> OUT=my-dvae)
 	$(call need,OUT,MODEL=dvae SHARDS=data/mine/mix/<run> OUT=my-dvae)
-	@$(JOBS) train $(call flag,MODEL,model) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,PRESET,preset) $(call flag,HELD_OUT,held-out) $(call flag,FIRST_STAGE,first-stage) $(call flag,CLIP,clip) $(call flag,INIT,init) $(call flag,CACHE,cache) $(call flag,CAPTIONS,captions) $(call flag,DROP,drop) $(call flag,CROP,crop) \
+	@$(JOBS) train $(call flag,MODEL,model) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,PRESET,preset) $(call flag,HELD_OUT,held-out) $(call flag,FIRST_STAGE,first-stage) $(call flag,CLIP,clip) $(call flag,CLASSES,classes) $(call flag,INIT,init) $(call flag,CACHE,cache) $(call flag,CAPTIONS,captions) $(call flag,DROP,drop) $(call flag,CROP,crop) \
 	  $(call flag,STEPS,steps) $(call flag,BATCH,batch-size) $(call flag,LR,lr) $(call flag,PRECISION,precision) $(call flag,PARALLEL,parallel) $(if $(filter-out 0,$(COMPILE)),--compile) $(call flag,SEED,seed) $(call flag,DEVICE,device) $(call flag,THREADS,threads) $(call flag,WORKERS,workers) $(call flag,ADDRESS,address) $(call flag,NODES,nodes) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 encode: $(READY)  ## Cache a mix's tokens, latents or embeddings.  SHARDS= OUT= FIRST_STAGE=|CLIP=<open_clip model>:<tag> [TEXT=] [RUN=]

@@ -31,8 +31,9 @@ class Edit(Drawing):
     """What the image shows."""
     after: str = ""
     """What it shall show."""
-    strength: float = 0.5
-    """text-diff: share of the arc towards the difference that the last picture has; the others less."""
+    strength: float = 0.0
+    """text-diff: share of the arc towards the difference that the last picture has, 0.25 to 0.5 in the
+    paper; 0 goes as far as the captions lie apart. The other pictures are on the way."""
     mask: str = ""
     """A picture, white where something else shall be drawn."""
     prompt: str = ""
@@ -106,8 +107,10 @@ def _interpolate(config: Edit, drawer: "Drawer") -> "np.ndarray":
 
 def _text_diff(config: Edit, drawer: "Drawer") -> "np.ndarray":
     image = _image(config, drawer, "image")
-    strengths = [config.strength * (i + 1) / config.n for i in range(config.n)]
-    return drawer.model.text_diff(image, config.before, config.after, strengths, seed=config.seed)
+    stack, captions = drawer.model, (config.before, config.after)
+    most = config.strength or stack.natural_strength(image, *captions)
+    strengths = [most * (i + 1) / config.n for i in range(config.n)]
+    return stack.text_diff(image, *captions, strengths, seed=config.seed)
 
 
 def _inpaint(config: Edit, drawer: "Drawer") -> "np.ndarray":

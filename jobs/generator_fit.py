@@ -35,6 +35,7 @@ class Job:
     held_out: "Examples | None" = None
     first_stage: str = ""
     towers: "Towers | None" = None
+    classes: tuple[str, ...] = ()  # words of captions, for a classifier
     init: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)  # more of what the task takes
     about: Mapping[str, Any] | None = None  # JSON: what decides the data
@@ -80,7 +81,7 @@ def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted"
         if job.towers:
             job.towers.to(group.device(settings.device))
         if hasattr(module, "prepare"):
-            materials = Materials(job.source, job.first_stage, job.towers)
+            materials = Materials(job.source, job.first_stage, job.towers, job.classes)
             prepared = module.prepare(preset.config, materials)
             _refuse_unused(job, prepared)
         with torch.random.fork_rng(devices=[]):

@@ -27,7 +27,6 @@ MOST_DAMAGED = 3  # tokens
 FOREIGN = 0.5  # of these tokens; the others come from a scene that is nearly alike
 DAMAGE = "a damaged picture."
 MEAN = STD = (0.5, 0.5, 0.5)
-ATTRIBUTES = ("shape", "colour", "size", "position", "background")
 FIT: dict[str, Any] = {
     "steps": 2000,
     "batch_size": 64,
@@ -154,6 +153,7 @@ class _Examples:
 
         from generators.pixels import to_images, to_model
         from pipeline.scenes.captions import LONG, long_caption
+        from pipeline.scenes.changes import changed
         from pipeline.scenes.render import render
 
         images, texts, damaged, others = [], [], [], []
@@ -194,32 +194,6 @@ def _mixed(tokens: "Tensor", donor: "Tensor", codes: int, draws: "Draws") -> "Te
     for place in places[: draws.between(1, MOST_DAMAGED)]:
         found[place] = draws.below(codes) if draws.chance(FOREIGN) else donor.flatten()[place]
     return found.view_as(tokens)
-
-
-def changed(scene: "Scene", draws: "Draws", names: Sequence[str] = ATTRIBUTES) -> "Scene":
-    """A scene of one thing with another background, or with one attribute of the thing changed.
-
-    names: what may change; the more often one is named, the likelier it is.
-    """
-    from pipeline.scenes import world
-
-    values = {
-        "shape": world.SHAPES,
-        "colour": world.COLOURS,
-        "size": world.SIZES,
-        "position": world.POSITIONS,
-        "background": world.BACKGROUNDS,
-    }
-    (thing,) = scene.things
-    while True:
-        name = draws.choice(names)
-        value = draws.choice(values[name])
-        if name == "background":
-            found = replace(scene, background=value)
-        else:
-            found = replace(scene, things=(replace(thing, **{name: value}),))
-        if found != scene:
-            return found
 
 
 def model_config(side: int, words: int) -> dict:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.level_a_scorer import ALIKE, ATTRIBUTES, CONTEXT, MEAN, STD, any_scene, changed, fitted
+from jobs.level_a_scorer import ALIKE, CONTEXT, MEAN, STD, any_scene, fitted
 
 if TYPE_CHECKING:
     from captioner.towers import ContrastiveTowers
@@ -59,6 +59,7 @@ class PartlyTold:
 
     def __call__(self, places: Sequence["Place"]) -> list[tuple[np.ndarray, str]]:
         from pipeline.scenes.captions import LONG, long_caption
+        from pipeline.scenes.changes import ATTRIBUTES, changed
         from pipeline.scenes.render import render
         from pipeline.scenes.world import SHAPES
 

@@ -43,6 +43,8 @@ class Train:
     clip: str = ""
     """Frozen towers, for a model of their embeddings: <open_clip model>:<tag or file>, bundled, or a
     captioner's directory. Without a cache they see images at the model's size."""
+    classes: str = ""
+    """classifier: words of captions, separated by commas, as red,green; by default the preset's."""
     init: str = ""
     """Folder of a trained model of the same kind to start from, in place of random weights."""
     perceptual: str = ""
@@ -148,6 +150,8 @@ def _check(config: Train) -> None:
         raise UserError(
             f"{config.model} learns from images themselves", f"leave {' and '.join(named)} out"
         )
+    if config.classes and config.model != "classifier":
+        raise UserError(f"{config.model} has no classes", "leave CLASSES out")
     if config.perceptual and "perceptual" not in task:
         raise UserError(f"{config.model} has no perceptual loss", "leave --perceptual out")
 
@@ -202,6 +206,7 @@ def _job(config: Train, device: "torch.device") -> "Job":
         held_out,
         first_stage=config.first_stage,
         towers=towers,
+        classes=tuple(word.strip() for word in config.classes.split(",") if word.strip()),
         init=config.init,
         options={"perceptual": config.perceptual} if config.perceptual else {},
         about=source.about,

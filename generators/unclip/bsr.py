@@ -139,9 +139,7 @@ def sensed(image: Tensor, draws: Draws, noise: SampleNoise) -> Tensor:
     return torch.where(mosaic > 0, seen, filled).clamp(0, 1) ** (1 / 2.2)
 
 
-def gaussian(
-    size: int, variances: list[float], angle: float = 0.0, centre: float = 0.0
-) -> Tensor:
+def gaussian(size: int, variances: list[float], angle: float = 0.0, centre: float = 0.0) -> Tensor:
     """A kernel (size, size) whose sum is 1.
 
     variances: along its two axes, the first of which is turned by `angle`. centre: how far right of and

@@ -20,9 +20,7 @@ BLUR_SIZE, BLUR_SIGMA = 3, 0.6  # of GLIDE (2112.10741) and unCLIP's first upsam
 def cropped(image: np.ndarray, size: int, factor: int, place: Place) -> np.ndarray:
     """A random square (size, size, 3) of (H, W, 3), on the grid of the small image's pixels."""
     draws = place.draws("crop")
-    top, left = (
-        factor * draws.between(0, (length - size) // factor) for length in image.shape[:2]
-    )
+    top, left = (factor * draws.between(0, (length - size) // factor) for length in image.shape[:2])
     return image[top : top + size, left : left + size]
 
 

@@ -50,7 +50,8 @@ class EmbeddingScale:
         usual = std.square().mean().sqrt()
         if not usual > 0:
             raise UserError(
-                f"{len(found)} embeddings are all the same", "give images that differ, or scale 17.2"
+                f"{len(found)} embeddings are all the same",
+                "give images that differ, or scale 17.2",
             )
         std = torch.where(std < CONSTANT * usual, usual, std)
         return cls(found.mean(dim=0).float(), std.float())

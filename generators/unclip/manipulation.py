@@ -36,9 +36,25 @@ def text_direction(before: Tensor, after: Tensor) -> Tensor:
     return F.normalize(after - before, dim=-1)
 
 
-def text_diff(image: Tensor, before: Tensor, after: Tensor, strength: float | Tensor) -> Tensor:
+def text_diff(
+    image: Tensor, before: Tensor, after: Tensor, strength: float | Tensor | None = None
+) -> Tensor:
     """Image embeddings (B, E) turned towards what one caption says and another does not.
 
-    strength: share of the arc towards that direction; the paper's are up to 0.25 to 0.5.
+    strength: share of the arc towards that direction, the paper's are up to 0.25 to 0.5; None goes as
+    far as the captions lie from each other.
     """
+    if strength is None:
+        return F.normalize(image + after - before, dim=-1) * image.norm(dim=-1, keepdim=True)
     return slerp(image, text_direction(before, after), strength)
+
+
+def natural_strength(image: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The share of the arc (B,) at which `text_diff` of no strength stops: it lies on the same one."""
+    direction = text_direction(before, after)
+    turned = text_diff(image, before, after)
+    return _angle(image, turned) / _angle(image, direction).clamp_min(1e-6)
+
+
+def _angle(a: Tensor, b: Tensor) -> Tensor:
+    return F.cosine_similarity(a, b, dim=-1).clamp(-1, 1).acos()

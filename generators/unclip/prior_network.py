@@ -23,7 +23,9 @@ from generators.towers import TextCondition, require_unit
 from generators.unclip.embedding_scale import EmbeddingScale
 from pipeline.errors import UserError
 
-MORE = 4  # inputs besides the caption's tokens: its embedding, the timestep, what is noised, a query
+MORE = (
+    4  # inputs besides the caption's tokens: its embedding, the timestep, what is noised, a query
+)
 HIDDEN = -10_000.0  # is added to what must not be seen; `diffusers` has the same
 SAMPLING = Sampling("ddpm", 64, clip=0)
 """Table 3 has 64 strided steps of Analytic-DPM (2201.06503); these are DDPM's, with its own variance.

@@ -17,7 +17,7 @@ from generators.pixels import to_images, to_model
 from generators.towers import TextCondition, Towers
 from generators.unclip import conditions
 from generators.unclip.best_of import Prior, best_of
-from generators.unclip.manipulation import slerp, text_diff
+from generators.unclip.manipulation import natural_strength, slerp, text_diff
 from generators.unclip.pixel_decoder import PixelDecoder
 from generators.unclip.upsampler_network import Model as Upsampler
 from pipeline.draws import key64
@@ -129,23 +129,22 @@ class UnClip:
         image: np.ndarray,
         before: str,
         after: str,
-        strengths: Sequence[float],
+        strengths: Sequence[float | None] = (None,),
         *,
         seed: int = 0,
     ) -> np.ndarray:
         """An image (H, W, 3) uint8 changed by what one caption says and another does not, an image for
-        each strength, 0 to 1: uint8 (n, H, W, 3) (section 3.3).
+        each strength, 0 to 1, None as far as the captions lie apart: uint8 (n, H, W, 3) (section 3.3).
         """
         embedding, start = self._parts(image)
-        n = len(strengths)
         said = conditions.encoded([before, after], self.towers, self.decoder.device).pooled
-        turned = text_diff(
-            embedding.expand(n, -1),
-            said[:1].expand(n, -1),
-            said[1:].expand(n, -1),
-            torch.tensor(strengths, device=embedding.device),
-        )
-        return self._from_parts(turned, start, n, seed, eta=0.0)
+        turned = [text_diff(embedding, said[:1], said[1:], strength) for strength in strengths]
+        return self._from_parts(torch.cat(turned), start, len(strengths), seed, eta=0.0)
+
+    def natural_strength(self, image: np.ndarray, before: str, after: str) -> float:
+        """The share of the arc at which `text_diff` of no strength stops."""
+        said = conditions.encoded([before, after], self.towers, self.decoder.device).pooled
+        return float(natural_strength(self.embedding(image), said[:1], said[1:]))
 
     def inpaint(
         self, image: np.ndarray, known: np.ndarray, prompt: str, n: int = 1, *, seed: int = 0

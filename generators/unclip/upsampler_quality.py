@@ -77,9 +77,7 @@ def measure(model: Model, scenes: RenderedScenes, beside: Beside) -> dict[str, f
     found["psnr_of_samples"] = own["psnr"]
     found["samples_over_bicubic"] = own["psnr_over_bicubic"]
     for kind, network in {"blur": model, "bsr": by_bsr}.items():
-        with_it, without = (
-            figures(m, images, kind, NEAR_MEAN)["psnr"] for m in (network, plain)
-        )
+        with_it, without = (figures(m, images, kind, NEAR_MEAN)["psnr"] for m in (network, plain))
         found |= {f"psnr_{kind}": with_it, f"{kind}_training_gains": with_it - without}
     return found
 

@@ -23,9 +23,9 @@ def errors(samples: torch.Tensor, wanted: Mixture) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("mixture", "variance", "number"),
     [
-        (plane, "fixed_small", 30_000),
-        (line, "fixed_large", 60_000),
-        (line, "learned_range", 60_000),
+        (plane, "fixed_small", 20_000),
+        (line, "fixed_large", 30_000),
+        (line, "learned_range", 30_000),
     ],
 )
 def test_ddpm(mixture, variance, number):
@@ -106,7 +106,7 @@ def test_guidance_shifts_the_mean_of_ddpm(variance):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(("steps", "evaluations"), [(100, 4), (250, 3)])
+@pytest.mark.parametrize(("steps", "evaluations"), [(100, 6), (250, 3)])
 def test_inversion_finds_the_noise(steps, evaluations, prediction):
     known, process = plane(), Process(prediction=prediction)
     clean, way = known.draw(256, seed=3), Sampling("ddim", steps, clip=0)

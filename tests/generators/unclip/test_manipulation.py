@@ -6,7 +6,12 @@ import torch
 from scipy.spatial import geometric_slerp
 from torch.nn import functional as F
 
-from generators.unclip.manipulation import slerp, text_diff, text_direction
+from generators.unclip.manipulation import (
+    natural_strength,
+    slerp,
+    text_diff,
+    text_direction,
+)
 
 
 def units(num: int, width: int, seed: int) -> torch.Tensor:
@@ -18,7 +23,8 @@ def units(num: int, width: int, seed: int) -> torch.Tensor:
 def test_arcs_are_scipys(share):
     a, b = units(5, 8, 0), units(5, 8, 1)
     wanted = [
-        geometric_slerp(x, y, np.array([share]))[0] for x, y in zip(a.numpy(), b.numpy(), strict=True)
+        geometric_slerp(x, y, np.array([share]))[0]
+        for x, y in zip(a.numpy(), b.numpy(), strict=True)
     ]
     assert slerp(a, b, share).numpy() == pytest.approx(np.array(wanted), abs=1e-9)
 
@@ -62,3 +68,13 @@ def test_a_text_diff_turns_an_image_by_the_difference_of_captions():
         (text_diff(image, before, after, s) * direction).sum(dim=1) for s in (0.1, 0.3, 0.5)
     ]
     assert (nearness[0] < nearness[1]).all() and (nearness[1] < nearness[2]).all()
+
+
+def test_without_a_strength_an_image_goes_as_far_as_the_captions_lie_apart():
+    image, before, after = units(4, 8, 8), units(4, 8, 9), units(4, 8, 10)
+    wanted = F.normalize(image + after - before, dim=-1)
+    assert torch.allclose(text_diff(image, before, after), wanted)
+    share = natural_strength(image, before, after)
+    assert torch.allclose(text_diff(image, before, after, share), wanted, atol=1e-6)
+    near = F.normalize(before + 0.1 * (after - before), dim=-1)
+    assert (natural_strength(image, before, near) < share).all()
