@@ -31,8 +31,12 @@ TOY_UNET: dict[str, Any] = {
     "attention": (8,),
     "head_dim": 32,
     "norm_groups": 8,
+    "prediction": "v_prediction",
     "steps": "30",
 }
+"""The papers' epsilon would take a toy many times as many steps: its colours are decided where an image
+is nearly pure noise, of which epsilon tells next to nothing.
+"""
 TOY_FIT: dict[str, Any] = {
     "steps": 1_500,
     "batch_size": 64,

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.loading.examples import Examples, ExampleSource
 
 FACTOR = 17.2
-"""2204.06125's, of section 2.2's code: unit vectors then vary about as much as pixels do."""
+"""2204.06125's: unit vectors then vary about as much as pixels do."""
 COUNT = 4096  # embeddings that statistics are taken from
 CONSTANT = 1e-3
 """A dimension that varies less than this share of the others is taken for one that never does."""

@@ -82,7 +82,8 @@ class PixelDecoder(nn.Module):
         kept: Tensor | None = None,
         known: Known | None = None,
     ) -> Tensor:
-        """x_t (B, 3, H, W), t (B,) -> (B, 6, H, W): epsilon, and where its variance lies."""
+        """x_t (B, 3, H, W), t (B,) -> (B, 6, H, W): epsilon, or what the config predicts, and where
+        its variance lies."""
         return self.denoise(noisy, t, self.told(text, embedding, kept), known)
 
     def denoise(self, noisy: Tensor, t: Tensor, told: Told, known: Known | None = None) -> Tensor:
@@ -137,9 +138,9 @@ class PixelDecoder(nn.Module):
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
             output = self.denoise(torch.cat([noisy, noisy]), torch.cat([t, t]), both, seen)
             without, with_ = output.chunk(2)
-            epsilon, variance = with_.chunk(2, dim=1)
+            full, variance = with_.chunk(2, dim=1)
             null = without.chunk(2, dim=1)[0]
-            return torch.cat([null + guidance * (epsilon - null), variance], dim=1)
+            return torch.cat([null + guidance * (full - null), variance], dim=1)
 
         return predict
 

@@ -19,6 +19,7 @@ TAKES = {
     "bench_dedup": ("--quick",),
     "bench_select": ("--quick",),
     "bench_dalle": ("--quick",),
+    "bench_prior": ("--quick",),
     "bench_samplers": ("--quick",),
     "bench_decoder": ("--quick",),
     "bench_loader": ("--data", "--quick"),

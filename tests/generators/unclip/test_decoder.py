@@ -328,6 +328,7 @@ def test_a_saved_decoder_predicts_the_same(config, tmp_path):
         ({"steps": "1000"}, ""),
         ({"sampler": "euler"}, "euler"),
         ({"schedule": "sigmoid"}, "sigmoid"),
+        ({"prediction": "noise"}, "noise"),
     ],
 )
 def test_impossible_networks_are_refused(wrong, said):

@@ -105,10 +105,11 @@ def test_a_sweep_tells_what_guidance_does():
     assert figures["diversity_4"] == 0
 
 
-@pytest.mark.slow
-def test_the_gates_figures_are_those_of_its_bars(glide):
+def test_the_gates_figures_are_those_of_its_bars(glide, monkeypatch):
     """Also of a model that draws nothing."""
     module = models.find("glide")
+    for name, fewer in (("PROMPTS", 6), ("SWEPT", 2), ("SAMPLES", 2)):
+        monkeypatch.setattr(module, name, fewer)
     figures = module.measure(glide, RenderedScenes("A16", "test", -1))
     assert module.GATE.bars.keys() <= figures.keys()
     assert figures["attributes"] < 0.3

@@ -50,7 +50,9 @@ def test_figures_are_those_of_a_loop():
 
 def test_best_of_two_gains_where_captions_tell_and_not_where_they_do_not():
     true = unit(200, 16)
-    drawn = true[:, None] + 0.3 * torch.randn(200, 4, 16, generator=torch.Generator().manual_seed(1))
+    drawn = true[:, None] + 0.3 * torch.randn(
+        200, 4, 16, generator=torch.Generator().manual_seed(1)
+    )
     drawn = F.normalize(drawn, dim=-1)
     told = retrieval.best_of_two(drawn, true, true)
     assert told["best_of_two_gain"] > 0.02

@@ -66,11 +66,9 @@ def test_the_network_has_the_layout_of_karlos():
     assert {name: weight.shape for name, weight in mine.state_dict().items()} == shapes
 
 
-@pytest.mark.parametrize(
-    ("preset", "millions"), [("karlo", 730), ("256", 730), ("1024", 282), ("toy", 0.4)]
-)
+@pytest.mark.parametrize(("preset", "millions"), [("karlo", 730), ("256", 730), ("1024", 282)])
 def test_sizes(preset: str, millions: float):
-    """The paper says 700 M and 300 M."""
+    """The paper says 700 M and 300 M, Karlo twice 700 M."""
     with torch.device("meta"):
         made = upsampler.Model(upsampler.PRESETS[preset]().config)
     count = sum(parameter.numel() for parameter in made.parameters()) / 1e6
