@@ -38,13 +38,13 @@ TOY_UNET: dict[str, Any] = {
 is nearly pure noise, of which epsilon tells next to nothing.
 """
 TOY_FIT: dict[str, Any] = {
-    "steps": 1_500,
-    "batch_size": 64,
-    "lr": 2e-3,
+    "steps": 2_400,
+    "batch_size": 32,
+    "lr": 3e-3,
     "warmup_steps": 100,
     "betas": (0.9, 0.99),
     "weight_decay": 0.01,
-    "ema": 0.999,
+    "ema": 0.995,
     "precision": "fp32",
 }
 ADM_64: dict[str, Any] = {
@@ -59,7 +59,8 @@ ADM_64: dict[str, Any] = {
 def _toy_decoder() -> Preset:
     """Level A at 16 pixels, with the towers that its gate trains."""
     config = Config(**TOY_UNET, context_dim=64, embed_dim=64, text_width=64)
-    return Preset(config, TOY_FIT, {"image_drop": 0.1, "caption_drop": 0.5})
+    task = {"image_drop": 0.1, "caption_drop": 0.5, "optimizer": "muon"}
+    return Preset(config, TOY_FIT, task)
 
 
 def _karlo() -> Preset:

@@ -33,7 +33,7 @@ class Task(GeneratorTask):
 
     towers: frozen ones, where the model is told an image or reads by them. tokenizer: the words, where
     it reads by itself. image_drop, caption_drop: shares of the samples without image and with the caption "",
-    drawn apart. optimizer: of the matrices of a text transformer of its own. base: weights of a
+    drawn apart. optimizer: of the kernels and matrices inside of blocks. base: weights of a
     model that this one starts from, which may know no inpainting.
     """
 
@@ -129,13 +129,10 @@ class Task(GeneratorTask):
         return process.loss(output, clean, added, t)
 
     def parameter_groups(self) -> list[dict]:
-        """Weight decay for matrices and kernels; the optimizer asked for gets the matrices inside of
-        the text transformer's blocks.
-        """
-        if self.optimizer == "adamw" or not self.model.has_words:
+        """Weight decay for matrices and kernels; those inside of blocks get the optimizer asked for."""
+        if self.optimizer == "adamw":
             return super().parameter_groups()
-        blocks = self.model.text_proj.text.blocks
-        inner = [parameter for parameter in blocks.parameters() if parameter.ndim == 2]
+        inner = [p for block in self.blocks() for p in block.parameters() if p.ndim >= 2]
         known = {id(parameter) for parameter in inner}
         others = [p for p in self.model.parameters() if id(p) not in known]
         return [{"params": inner, "optimizer": self.optimizer}, *decayed(others)]

@@ -39,13 +39,11 @@ STEPS = 64
 class Nothing:
     """What the task asks of towers and of a source where all is cached: nothing."""
 
-    about: dict = {}
+    def __len__(self) -> int:
+        return 1
 
     def to(self, device: torch.device) -> "Nothing":
         return self
-
-    def __len__(self) -> int:
-        return 1
 
 
 def inputs(config: Config, batch: int, device: torch.device) -> dict[str, Tensor]:

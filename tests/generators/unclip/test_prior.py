@@ -100,7 +100,7 @@ def test_the_loss_is_the_error_of_the_scaled_embedding(prepared):
     torch.testing.assert_close(loss, (found - white).square().mean(), atol=1e-5, rtol=1e-5)
     near = F.cosine_similarity(task.model.scale.unscaled(found), z).mean()
     torch.testing.assert_close(values["cosine"], near, atol=1e-5, rtol=1e-5)
-    assert 0 < t.min() and t.max() < 1000 and len(t.unique()) > 6
+    assert t.min() > 0 and t.max() < 1000 and len(t.unique()) > 6
 
 
 def test_a_cache_takes_the_place_of_images_and_towers(prepared):
