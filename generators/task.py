@@ -1,7 +1,7 @@
 """What trains any model of this room: its examples, how its weights are optimised, what is shown of it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from pipeline.loading.examples import Examples, ExampleSource
 from pipeline.places import Place
 
 Batch = dict[str, Any]
+Optimizer = Literal["adamw", "muon"]
 WATCHED = 256  # held-out samples that evaluations look at
 SHOWN = 16  # of them in a grid of pictures
 
@@ -20,13 +21,20 @@ SHOWN = 16  # of them in a grid of pictures
 class GeneratorTask:
     """A model and the examples it learns from; subclasses say what a batch is, and the loss.
 
-    held_out: examples that are never trained on; without any, `evaluate` finds nothing.
+    held_out: examples that are never trained on; without any, `evaluate` finds nothing. optimizer: of
+    the matrices and kernels inside of `blocks`; all else has AdamW.
     """
 
     def __init__(
-        self, model: nn.Module, source: ExampleSource, *, held_out: Examples | None = None
+        self,
+        model: nn.Module,
+        source: ExampleSource,
+        *,
+        held_out: Examples | None = None,
+        optimizer: Optimizer = "adamw",
     ) -> None:
         self.model, self.source, self.held_out = model, source, held_out
+        self.optimizer = optimizer
         self.size = len(source)
 
     def places(self, step: int, *, seed: int, batch_size: int) -> Sequence[Place]:
@@ -56,7 +64,13 @@ class GeneratorTask:
 
     def parameter_groups(self) -> list[dict]:
         """Weight decay for matrices and kernels, none for biases and gains."""
-        return decayed(self.model.parameters())
+        if self.optimizer == "adamw":
+            return decayed(self.model.parameters())
+        inside = (p for block in self.blocks() for p in block.parameters())
+        inner = [p for p in inside if p.ndim >= 2 and p.requires_grad]
+        known = {id(parameter) for parameter in inner}
+        others = [p for p in self.model.parameters() if id(p) not in known]
+        return [{"params": inner, "optimizer": self.optimizer}, *decayed(others)]
 
     def evaluate(self) -> dict[str, float]:
         """Figures on the held-out examples."""

@@ -1,7 +1,6 @@
 """Training DALL-E's prior: captions become words, images tokens of a frozen first stage, both are predicted."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from generators.dalle.bpe import Bpe
 from generators.dalle.decode import Choice, draw
 from generators.dalle.transformer import Config, Transformer
 from generators.pixels import to_images
-from generators.task import SHOWN, Batch, GeneratorTask, decayed
+from generators.task import SHOWN, Batch, GeneratorTask, Optimizer
 from pipeline.draws import Draws
 from pipeline.errors import UserError
 from pipeline.loading.examples import Examples, ExampleSource
@@ -41,11 +40,11 @@ class Task(GeneratorTask):
         tokenizer: Bpe,
         first_stage: nn.Module | None = None,
         bpe_dropout: float = 0.1,
-        optimizer: Literal["adamw", "muon"] = "adamw",
+        optimizer: Optimizer = "adamw",
     ) -> None:
-        super().__init__(model, source, held_out=held_out)
+        super().__init__(model, source, held_out=held_out, optimizer=optimizer)
         self.config: Config = model.config
-        self.tokenizer, self.bpe_dropout, self.optimizer = tokenizer, bpe_dropout, optimizer
+        self.tokenizer, self.bpe_dropout = tokenizer, bpe_dropout
         self.first_stage = first_stage and first_stage.eval().requires_grad_(False)
         if not 0 <= bpe_dropout < 1:
             raise UserError(f"bpe_dropout {bpe_dropout} is impossible", "give 0 to below 1")
@@ -109,15 +108,6 @@ class Task(GeneratorTask):
         image_nll = F.cross_entropy(image_logits.flatten(0, 1), image.flatten())
         loss = TEXT_WEIGHT * text_nll + IMAGE_WEIGHT * image_nll
         return loss, {"text_nll": text_nll.detach(), "image_nll": image_nll.detach()}
-
-    def parameter_groups(self) -> list[dict]:
-        """Weight decay for matrices and tables; the optimizer asked for gets the blocks' matrices."""
-        if self.optimizer == "adamw":
-            return super().parameter_groups()
-        inner = [p for p in self.model.blocks.parameters() if p.ndim == 2]
-        known = {id(p) for p in inner}
-        others = [p for p in self.model.parameters() if id(p) not in known]
-        return [{"params": inner, "optimizer": self.optimizer}, *decayed(others)]
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

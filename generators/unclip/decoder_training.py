@@ -3,7 +3,6 @@
 # B samples, H W pixels of a side, E width of image embeddings, K words of a caption
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from generators.dalle.training import parts
 from generators.diffusion.samplers import Sampling
 from generators.noise import SampleNoise
 from generators.pixels import to_images
-from generators.task import SHOWN, Batch, GeneratorTask, decayed
+from generators.task import SHOWN, Batch, GeneratorTask, Optimizer
 from generators.towers import Towers
 from generators.unclip import conditions
 from generators.unclip.inpainting import Known, draw_mask
@@ -49,11 +48,11 @@ class Task(GeneratorTask):
         tokenizer: Bpe | None = None,
         image_drop: float = 0.1,
         caption_drop: float = 0.5,
-        optimizer: Literal["adamw", "muon"] = "adamw",
+        optimizer: Optimizer = "adamw",
         base: Mapping[str, Tensor] | None = None,
     ) -> None:
-        super().__init__(model, source, held_out=held_out)
-        self.config, self.towers, self.optimizer = model.config, towers, optimizer
+        super().__init__(model, source, held_out=held_out, optimizer=optimizer)
+        self.config, self.towers = model.config, towers
         self.image_drop, self.caption_drop = image_drop, caption_drop
         model.tokenizer = tokenizer
         for name, share in (("image_drop", image_drop), ("caption_drop", caption_drop)):
@@ -127,15 +126,6 @@ class Task(GeneratorTask):
         kept = batch.get("kept_image")
         output = self.model(noisy, t, self.text(batch), self.embedding(batch), kept, known)
         return process.loss(output, clean, added, t)
-
-    def parameter_groups(self) -> list[dict]:
-        """Weight decay for matrices and kernels; those inside of blocks get the optimizer asked for."""
-        if self.optimizer == "adamw":
-            return super().parameter_groups()
-        inner = [p for block in self.blocks() for p in block.parameters() if p.ndim >= 2]
-        known = {id(parameter) for parameter in inner}
-        others = [p for p in self.model.parameters() if id(p) not in known]
-        return [{"params": inner, "optimizer": self.optimizer}, *decayed(others)]
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

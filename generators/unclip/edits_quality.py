@@ -46,7 +46,9 @@ def _text_diffs(stack: UnClip, scenes: RenderedScenes) -> dict[str, float]:
         (found,) = stack.text_diff(scenes.image(index), before, after, seed=index)
         right[name].append(_same(wanted, read_scene(found, scenes.level)) == 1)
     shares = {f"text_diff_{name}": float(np.mean(found)) for name, found in right.items()}
-    return {"text_diff_right": float(np.mean(sum(right.values(), [])))} | shares
+    return {
+        "text_diff_right": float(np.mean([r for found in right.values() for r in found]))
+    } | shares
 
 
 def _inpainting(stack: UnClip, scenes: RenderedScenes) -> dict[str, float]:

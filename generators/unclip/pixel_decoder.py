@@ -83,7 +83,8 @@ class PixelDecoder(nn.Module):
         known: Known | None = None,
     ) -> Tensor:
         """x_t (B, 3, H, W), t (B,) -> (B, 6, H, W): epsilon, or what the config predicts, and where
-        its variance lies."""
+        its variance lies.
+        """
         return self.denoise(noisy, t, self.told(text, embedding, kept), known)
 
     def denoise(self, noisy: Tensor, t: Tensor, told: Told, known: Known | None = None) -> Tensor:

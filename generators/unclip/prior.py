@@ -7,7 +7,7 @@ Ramesh et al. (2204.06125), section 2.2 and table 3.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from generators.dalle.training import parts
 from generators.preset import Gate, Materials, Prepared, Preset
-from generators.task import Batch, GeneratorTask, decayed
+from generators.task import Batch, GeneratorTask, Optimizer
 from generators.towers import Towers
 from generators.unclip import retrieval
 from generators.unclip.conditions import add_image, add_text, image_embedding, text_condition
@@ -49,13 +49,13 @@ class Task(GeneratorTask):
         towers: Towers,
         scale: EmbeddingScale,
         drop: float = 0.1,
-        optimizer: Literal["adamw", "muon"] = "adamw",
+        optimizer: Optimizer = "adamw",
     ) -> None:
-        super().__init__(model, source, held_out=held_out)
+        super().__init__(model, source, held_out=held_out, optimizer=optimizer)
         if not 0 <= drop < 1:
             raise UserError(f"drop {drop} is impossible", "give 0 to below 1")
         self.config: Config = model.config
-        self.towers, self.scale, self.drop, self.optimizer = towers, scale, drop, optimizer
+        self.towers, self.scale, self.drop = towers, scale, drop
         model.set_scale(scale)
 
     def tensors(self, examples: Examples) -> Batch:
@@ -85,15 +85,6 @@ class Task(GeneratorTask):
         found = self.scale.unscaled(output.detach())
         cosine = F.cosine_similarity(found, embedding, dim=-1).mean()
         return process.loss(output, clean, noise, t).mean(), {"cosine": cosine}
-
-    def parameter_groups(self) -> list[dict]:
-        """Weight decay for matrices; the optimizer asked for gets the blocks'."""
-        if self.optimizer == "adamw":
-            return super().parameter_groups()
-        inner = [p for p in self.model.blocks.parameters() if p.ndim == 2]
-        known = {id(p) for p in inner}
-        others = [p for p in self.model.parameters() if id(p) not in known]
-        return [{"params": inner, "optimizer": self.optimizer}, *decayed(others)]
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from generators.dalle.training import EVALUATED, parts
 from generators.preset import Gate, Materials, Prepared, Preset
-from generators.task import Batch, GeneratorTask, decayed
+from generators.task import Batch, GeneratorTask, Optimizer
 from generators.towers import Towers, require_unit
 from generators.unclip import retrieval
 from generators.unclip.conditions import (
@@ -52,12 +52,12 @@ class Task(GeneratorTask):
         towers: Towers,
         statistics: Mapping[str, Tensor],
         drop: float = 0.1,
-        optimizer: Literal["adamw", "muon"] = "adamw",
+        optimizer: Optimizer = "adamw",
     ) -> None:
-        super().__init__(model, source, held_out=held_out)
+        super().__init__(model, source, held_out=held_out, optimizer=optimizer)
         if not 0 <= drop <= 1:
             raise UserError(f"drop {drop} is no share of the captions", "give a number from 0 to 1")
-        self.towers, self.drop, self.optimizer = towers, drop, optimizer
+        self.towers, self.drop = towers, drop
         for name, buffer in model.named_buffers():
             buffer.copy_(statistics[name])
 
@@ -88,15 +88,6 @@ class Task(GeneratorTask):
         dots = self.model.dot_ids(embedding, text.pooled, batch["kept"])
         logits = self.model(text.states, text.mask, text.pooled, dots, ids)
         return F.cross_entropy(logits.flatten(0, 1), ids.flatten())
-
-    def parameter_groups(self) -> list[dict]:
-        """Weight decay for matrices and tables; the optimizer asked for gets the blocks' matrices."""
-        if self.optimizer == "adamw":
-            return super().parameter_groups()
-        inner = [p for p in self.model.blocks.parameters() if p.ndim == 2]
-        known = {id(p) for p in inner}
-        others = [p for p in self.model.parameters() if id(p) not in known]
-        return [{"params": inner, "optimizer": self.optimizer}, *decayed(others)]
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

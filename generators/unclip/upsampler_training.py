@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from generators.pixels import to_images, to_model
-from generators.task import SHOWN, Batch, GeneratorTask
+from generators.task import SHOWN, Batch, GeneratorTask, Optimizer
 from generators.unclip import upsampler_quality as quality
 from generators.unclip.degradations import cropped, enlarged, small
 from generators.unclip.upsampler_network import Config, Model
@@ -21,9 +21,14 @@ class Task(GeneratorTask):
     model: Model
 
     def __init__(
-        self, model: Model, source: ExampleSource, *, held_out: Examples | None = None
+        self,
+        model: Model,
+        source: ExampleSource,
+        *,
+        held_out: Examples | None = None,
+        optimizer: Optimizer = "adamw",
     ) -> None:
-        super().__init__(model, source, held_out=held_out)
+        super().__init__(model, source, held_out=held_out, optimizer=optimizer)
         self.config: Config = model.config
 
     def tensors(self, examples: Examples) -> Batch:

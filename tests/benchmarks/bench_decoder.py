@@ -34,7 +34,7 @@ from pipeline.scenes.rendered import RenderedScenes
 from tests.generators.unclip.linear_towers import LinearTowers
 
 BAR = 0.95
-TOY = replace(models.preset("decoder", "toy").config, dropout=0.0)
+TOY = replace(models.preset("decoder", "toy").config, prediction="epsilon")
 SIZES: dict[str, tuple[str, Config, int]] = {
     "16 px (32, 64)": ("A16", TOY, 32),
     "32 px (64, 128)": (
