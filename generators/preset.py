@@ -27,12 +27,14 @@ class Materials:
 
     source: the examples that it will learn from. first_stage: the folder of a trained one, or "".
     towers: frozen contrastive ones. classes: words of captions, for what tells them apart.
+    init: the folder of a trained model whose weights this one will start from, or "".
     """
 
     source: "ExampleSource"
     first_stage: str = ""
     towers: "Towers | None" = None
     classes: tuple[str, ...] = ()
+    init: str = ""
 
 
 @dataclass(frozen=True)

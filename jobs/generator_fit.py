@@ -81,7 +81,7 @@ def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted"
         if job.towers:
             job.towers.to(group.device(settings.device))
         if hasattr(module, "prepare"):
-            materials = Materials(job.source, job.first_stage, job.towers, job.classes)
+            materials = Materials(job.source, job.first_stage, job.towers, job.classes, job.init)
             prepared = module.prepare(preset.config, materials)
             _refuse_unused(job, prepared)
         with torch.random.fork_rng(devices=[]):

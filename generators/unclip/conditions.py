@@ -2,12 +2,16 @@
 
 # B samples, T tokens of a caption, D width of their states, E width of the contrastive space
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
 from generators.task import Batch
 from generators.towers import TextCondition, Towers, require_unit
 from pipeline.loading.examples import Examples
+
+_EMPTY: WeakKeyDictionary[Towers, dict[torch.device, TextCondition]] = WeakKeyDictionary()
 
 
 def add_image(batch: Batch, examples: Examples, towers: Towers) -> None:
@@ -61,9 +65,16 @@ def text_condition(batch: Batch, towers: Towers) -> TextCondition:
         return found if bool(kept.all()) else found.where(kept, empty(towers, kept.device))
 
 
+@torch.no_grad()
 def empty(towers: Towers, device: torch.device) -> TextCondition:
-    """The caption "", one."""
-    return TextCondition(*towers.encode_text(towers.tokenize([""]).to(device)))
+    """The caption "", one. Frozen towers read it once on each device: trainings ask at every step."""
+    known = _EMPTY.setdefault(towers, {})
+    if device not in known:
+        # Of inference mode no later training could make use.
+        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+            ids = towers.tokenize([""]).to(device)
+            known[device] = TextCondition(*towers.encode_text(ids))
+    return known[device]
 
 
 def encoded(texts: list[str], towers: Towers, device: torch.device | str) -> TextCondition:

@@ -9,7 +9,8 @@ from generators.unclip.decoder_parts import prepare as prepared
 from generators.unclip.decoder_presets import DECODERS as PRESETS
 from generators.unclip.decoder_training import Task
 from generators.unclip.pixel_decoder import PixelDecoder as Model
+from generators.unclip.pixel_decoder import adapt
 
 prepare = partial(prepared, name="decoder")
 
-__all__ = ["GATE", "PRESETS", "Config", "Model", "Task", "load", "prepare"]
+__all__ = ["GATE", "PRESETS", "Config", "Model", "Task", "adapt", "load", "prepare"]

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from generators import checkpoint
 from generators.dalle import bpe
 from generators.dalle.bpe import Bpe
@@ -21,16 +19,14 @@ READ = 50_000  # captions that words are learned from
 
 
 def prepare(config: Config, materials: Materials, *, name: str) -> Prepared:
-    """The widths of the towers, words learned from captions, and for inpainting the base model in
-    FIRST_STAGE, whose config and words are then taken. name: its MODEL. Raises UserError.
+    """The widths of the towers, words learned from captions; or, of the model in INIT, all but
+    whether it inpaints. name: its MODEL. Raises UserError.
     """
     task: dict[str, Any] = {}
     about: dict[str, Any] = {}
-    base = materials.first_stage
+    base = materials.init
     if base:
         config = _started(config, base, name)
-        task["base"] = load_file(Path(base) / checkpoint.WEIGHTS)
-        about["base_sha256"] = _sha256((Path(base) / checkpoint.WEIGHTS).read_bytes())
     if config.embed_dim:
         if materials.towers is None:
             raise UserError(
@@ -55,9 +51,7 @@ def _started(config: Config, base: str, name: str) -> Config:
     """The config of the base model, with or without inpainting as it is asked for."""
     record = checkpoint.describe(base)
     if record["model"] != name:
-        raise UserError(
-            f"FIRST_STAGE={base} holds a {record['model']}", f"give a {name} to go on from"
-        )
+        raise UserError(f"INIT={base} holds a {record['model']}", f"give a {name} to go on from")
     try:
         found = Config(**record["config"])
     except TypeError as error:
@@ -65,7 +59,7 @@ def _started(config: Config, base: str, name: str) -> Config:
             f"{base} has a config of another version: {error}", "train it anew"
         ) from error
     if found.inpaint and not config.inpaint:
-        raise UserError(f"FIRST_STAGE={base} inpaints", "give PRESET=toy-inpaint, or another model")
+        raise UserError(f"INIT={base} inpaints", "give PRESET=toy-inpaint, or another model")
     return replace(found, inpaint=config.inpaint)
 
 
@@ -74,9 +68,9 @@ def _fitted(config: Config, materials: Materials) -> Config:
     width = 0 if config.text_layers else towers.text_width
     theirs = {"embed_dim": towers.embed_dim, "text_width": width}
     ours = {name: getattr(config, name) for name in theirs}
-    if materials.first_stage and ours != theirs:
+    if materials.init and ours != theirs:
         raise UserError(
-            f"FIRST_STAGE={materials.first_stage} has learned embeddings of {ours['embed_dim']} "
+            f"INIT={materials.init} has learned embeddings of {ours['embed_dim']} "
             f"numbers, CLIP gives {towers.embed_dim}",
             "give the CLIP that it was trained with",
         )

@@ -139,7 +139,7 @@ def _paper_glide() -> Preset:
 
 
 def inpainting(base: Callable[[], Preset], steps: int, lr: float) -> Callable[[], Preset]:
-    """A fine-tuning for inpainting: start it from a model of the preset `base`, as FIRST_STAGE."""
+    """A fine-tuning for inpainting: start it from a model of the preset `base`, by INIT."""
 
     def made() -> Preset:
         preset = base()

@@ -2,7 +2,7 @@
 
 # B samples, H W pixels of a side, E width of image embeddings, K words of a caption
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from generators.task import SHOWN, Batch, GeneratorTask, Optimizer
 from generators.towers import Towers
 from generators.unclip import conditions
 from generators.unclip.inpainting import Known, draw_mask
-from generators.unclip.pixel_decoder import PixelDecoder, Text, adapt
+from generators.unclip.pixel_decoder import PixelDecoder, Text
 from pipeline.errors import UserError
 from pipeline.loading.examples import Examples, ExampleSource
 
@@ -32,8 +32,7 @@ class Task(GeneratorTask):
 
     towers: frozen ones, where the model is told an image or reads by them. tokenizer: the words, where
     it reads by itself. image_drop, caption_drop: shares of the samples without image and with the caption "",
-    drawn apart. optimizer: of the kernels and matrices inside of blocks. base: weights of a
-    model that this one starts from, which may know no inpainting.
+    drawn apart. optimizer: of the kernels and matrices inside of blocks.
     """
 
     model: PixelDecoder
@@ -49,7 +48,6 @@ class Task(GeneratorTask):
         image_drop: float = 0.1,
         caption_drop: float = 0.5,
         optimizer: Optimizer = "adamw",
-        base: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(model, source, held_out=held_out, optimizer=optimizer)
         self.config, self.towers = model.config, towers
@@ -58,8 +56,6 @@ class Task(GeneratorTask):
         for name, share in (("image_drop", image_drop), ("caption_drop", caption_drop)):
             if not 0 <= share <= 1:
                 raise UserError(f"{name} {share} is no share", "give a number from 0 to 1")
-        if base is not None:
-            adapt(model, base)
 
     def tensors(self, examples: Examples) -> Batch:
         """`images`; `kept_image` (B,) and what `conditions.add_image` adds; `words` (B, K), or what

@@ -12,6 +12,7 @@ from generators.unclip.decoder_training import Task
 from generators.unclip.following import followed, swept
 from generators.unclip.glide_generator import Glide, load
 from generators.unclip.pixel_decoder import PixelDecoder as Model
+from generators.unclip.pixel_decoder import adapt
 from pipeline.scenes.rendered import RenderedScenes
 
 prepare = partial(prepared, name="glide")
@@ -20,7 +21,18 @@ PROMPTS = 256  # held-out scenes, one image of each
 SWEPT, SAMPLES = 32, 4  # of them, that guidance is tried on, and samples of each
 GUIDANCE = 3.0
 
-__all__ = ["GATE", "PRESETS", "Config", "Glide", "Model", "Task", "load", "measure", "prepare"]
+__all__ = [
+    "GATE",
+    "PRESETS",
+    "Config",
+    "Glide",
+    "Model",
+    "Task",
+    "adapt",
+    "load",
+    "measure",
+    "prepare",
+]
 
 
 def measure(glide: Glide, scenes: RenderedScenes) -> dict[str, float]:

@@ -99,7 +99,7 @@ def widened(weights: Mapping[str, Tensor], name: str, shape: torch.Size) -> dict
     if kernel is None or kernel.shape[0] != shape[0] or kernel.shape[2:] != shape[2:]:
         raise UserError(
             "the model that inpainting starts from has another first layer",
-            "give FIRST_STAGE=<folder of the same model without inpainting>",
+            "give INIT=<folder of the same model without inpainting>",
         )
     wide = kernel.new_zeros(shape)
     wide[:, : kernel.shape[1]] = kernel

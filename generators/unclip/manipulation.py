@@ -42,11 +42,12 @@ def text_diff(
     """Image embeddings (B, E) turned towards what one caption says and another does not.
 
     strength: share of the arc towards that direction, the paper's are up to 0.25 to 0.5; None goes as
-    far as the captions lie from each other.
+    far as the captions lie from each other. Captions that are one to the towers change nothing.
     """
     if strength is None:
         return F.normalize(image + after - before, dim=-1) * image.norm(dim=-1, keepdim=True)
-    return slerp(image, text_direction(before, after), strength)
+    is_one = (before == after).all(dim=-1, keepdim=True)
+    return torch.where(is_one, image, slerp(image, text_direction(before, after), strength))
 
 
 def natural_strength(image: Tensor, before: Tensor, after: Tensor) -> Tensor:

@@ -189,14 +189,10 @@ class PixelDecoder(nn.Module):
         return kept.impose(pixels) if kept else pixels
 
 
-def adapt(model: PixelDecoder, weights: Mapping[str, Tensor]) -> None:
-    """Puts a base model's weights into one that inpaints, which then predicts what the base does.
+def adapt(model: PixelDecoder, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A base model's weights as one that inpaints takes them, which then predicts what the base does.
 
     UserError where they are of another model.
     """
     name = "decoder.conv_in.weight"
-    wide = widened(weights, name, model.get_parameter(name).shape)
-    try:
-        model.load_state_dict(wide)
-    except RuntimeError as error:
-        raise ValueError(f"weights of another model: {error}") from error
+    return widened(weights, name, model.get_parameter(name).shape)

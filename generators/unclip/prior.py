@@ -34,8 +34,8 @@ class Task(GeneratorTask):
     """Mean squared error of the scaled image embedding, predicted from what noise leaves of it.
 
     towers: frozen; what a cache holds of them is not made again. scale: of embeddings, which becomes
-    part of the weights. drop: share of the captions that are "", for guidance. optimizer: of the
-    matrices inside of blocks.
+    part of the weights; None keeps theirs. drop: share of the captions that are "", for guidance.
+    optimizer: of the matrices inside of blocks.
     """
 
     model: Model
@@ -47,7 +47,7 @@ class Task(GeneratorTask):
         *,
         held_out: Examples | None = None,
         towers: Towers,
-        scale: EmbeddingScale,
+        scale: EmbeddingScale | None = None,
         drop: float = 0.1,
         optimizer: Optimizer = "adamw",
     ) -> None:
@@ -55,8 +55,11 @@ class Task(GeneratorTask):
         if not 0 <= drop < 1:
             raise UserError(f"drop {drop} is impossible", "give 0 to below 1")
         self.config: Config = model.config
-        self.towers, self.scale, self.drop = towers, scale, drop
-        model.set_scale(scale)
+        if scale is not None:
+            model.set_scale(scale)
+        self.towers, self.drop = towers, drop
+        # Kept: while a loss runs on several processes the model is wrapped, and its weights may be cut.
+        self.scale, self.process = model.scale, model.process
 
     def tensors(self, examples: Examples) -> Batch:
         """What `conditions` put there, and no images."""
@@ -75,7 +78,7 @@ class Task(GeneratorTask):
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         device = batch["kept"].device
-        towers, process = self.towers.to(device), self.model.process
+        towers, process = self.towers.to(device), self.process
         embedding, text = image_embedding(batch, towers), text_condition(batch, towers)
         clean = self.scale.scaled(embedding)
         draws = self.noise(batch, device)
@@ -110,7 +113,8 @@ class Task(GeneratorTask):
 
 
 def prepare(config: Config, materials: Materials) -> Prepared:
-    """Widths and context of the towers, and the scale measured on what is learned from.
+    """Widths and context of the towers, and the scale measured on what is learned from; a model that
+    starts as a trained one keeps that one's, which its weights were learned with.
 
     Raises UserError where there are no towers, or none that `diffusers`' transformer can take.
     """
@@ -126,7 +130,10 @@ def prepare(config: Config, materials: Materials) -> Prepared:
         text_width=towers.text_width,
         context=towers.context,
     )
-    if config.scale == "whiten":
+    scale = None
+    if materials.init:
+        pass
+    elif config.scale == "whiten":
         scale = EmbeddingScale.whitening(image_embeddings(materials.source, towers))
     else:
         scale = EmbeddingScale.constant(towers.embed_dim)

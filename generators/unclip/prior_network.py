@@ -187,8 +187,9 @@ class Prior(nn.Module):
 
     @property
     def scale(self) -> EmbeddingScale:
-        """As the weights have it."""
-        return EmbeddingScale(self.transformer.clip_mean[0], self.transformer.clip_std[0])
+        """A copy of what the weights have."""
+        parts = (self.transformer.clip_mean, self.transformer.clip_std)
+        return EmbeddingScale(*(part.detach()[0].clone() for part in parts))
 
     @torch.no_grad()
     def set_scale(self, scale: EmbeddingScale) -> None:

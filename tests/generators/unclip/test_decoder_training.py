@@ -117,12 +117,20 @@ def test_the_loss_is_the_hybrid_one_by_hand():
     assert output.grad[:, 3:].any()
 
 
-def test_only_a_text_transformers_matrices_go_to_muon():
-    found = task(OF_WORDS, optimizer="muon")
+@pytest.mark.parametrize("config", [OF_TOWERS, OF_WORDS])
+def test_kernels_and_matrices_inside_of_blocks_go_to_muon(config):
+    found = task(config, optimizer="muon")
     muon, *others = found.parameter_groups()
+    names = {id(p): name for name, p in found.model.named_parameters()}
+    inside = {names[id(p)] for p in muon["params"]}
     assert muon["optimizer"] == "muon"
-    assert len(muon["params"]) == 2 * 4
-    assert all(parameter.ndim == 2 for parameter in muon["params"])
+    assert all(parameter.ndim in (2, 4) for parameter in muon["params"])
+    assert "decoder.mid_block.resnets.0.conv1.weight" in inside
+    for name in ("decoder.conv_in.weight", "decoder.conv_out.weight"):
+        assert name not in inside
+    assert any(name.startswith("text_proj.text.blocks") for name in inside) == bool(
+        config.text_layers
+    )
     total = sum(len(group["params"]) for group in (muon, *others))
     assert total == len(list(found.model.parameters()))
 
