@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captioner.config import CLIP_MEAN, CLIP_STD
@@ -22,8 +24,15 @@ TEXT, WORDS, IMAGE, SEEN = "text_encoder", "tokenizer", "image_encoder", "featur
 _CONFIG_BYTES, _LARGEST, _MOST_LAYERS = 1 << 20, 1 << 20, 256  # Karlo has 49408 words and 24 layers
 _UNFIT = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError),
-    *(ImportError, SafetensorError),
+    *(ImportError, SafetensorError, StrictDataclassError),
 )
+_WEIGHTS = "model.safetensors"
+_KNOWN = (
+    *("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers"),
+    *("num_attention_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps"),
+    *("bos_token_id", "eos_token_id", "image_size", "patch_size", "num_channels"),
+)
+"""What of a configuration is believed: others name code, as kernels and quantisers are."""
 
 
 def load_folder_towers(
@@ -52,17 +61,19 @@ def load_folder_towers(
         rows = text.config.vocab_size
         if not 0 <= max(words.size - 1, words.start, words.end) < rows:
             raise ValueError(f"{words.size} words for an encoder of {rows}")
+        context = int(min(text.config.max_position_embeddings, own.model_max_length))
+        if context < 2:  # start and end
+            raise ValueError(f"captions of {context} tokens")
     parts, view = {"text": text}, ImageView(1, CLIP_MEAN, CLIP_STD)
     if (root / IMAGE).is_dir():
         parts["image"] = _model(root / IMAGE, CLIPVisionModelWithProjection, CLIPVisionConfig, flag)
         view = _view(root, parts["image"].config.image_size, flag)
-    files = [root / part / "model.safetensors" for part in (TEXT, IMAGE)]
+    files = [root / part / _WEIGHTS for part in (TEXT, IMAGE)]
     identity = {
         "architecture": type(text).__name__,
         "weights": ",".join(sha256_of(file) for file in files if file.is_file()),
         "unit": is_unit,
     }
-    context = min(text.config.max_position_embeddings, own.model_max_length)
     towers = FolderTowers(
         nn.ModuleDict(parts), view, words, context, is_unit, identity=identity, precision=precision
     )
@@ -142,23 +153,16 @@ class FolderTowers(ContrastiveTowers):
 
 def _model(path: Path, kind: Any, config_kind: Any, flag: str) -> nn.Module:
     settings = _settings(path, flag)
-    settings.pop("architectures", None)
     with _understood(path, flag):
-        config = config_kind(**{k: v for k, v in settings.items() if not k.startswith("_")})
+        config = config_kind(**{key: settings[key] for key in _KNOWN if key in settings})
         with torch.device("meta"):
             numbers = sum(p.numel() for p in kind(config).parameters())
-        stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        stored = (path / _WEIGHTS).stat().st_size
         if numbers > stored:
             raise ValueError(f"{stored:,} bytes of safetensors for {numbers:,} weights")
-        found, report = kind.from_pretrained(
-            str(path),
-            config=config,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        if absent := sorted(report["missing_keys"]) + sorted(report.get("mismatched_keys", ())):
+        with torch.random.fork_rng(devices=[]):
+            found = kind(config)
+        if absent := found.load_state_dict(load_file(path / _WEIGHTS), strict=False).missing_keys:
             raise ValueError(f"no weights for {absent[0]}")
     return found
 
@@ -179,10 +183,12 @@ def _view(root: Path, size: int, flag: str) -> ImageView:
         path = root / SEEN / "preprocessor_config.json"
         found = _json(path) if path.is_file() else {}
         mean, std = found.get("image_mean", CLIP_MEAN), found.get("image_std", CLIP_STD)
-        crop = found.get("crop_size", size)
-        crop = crop.get("height") if isinstance(crop, dict) else crop
-        if crop != size or found.get("resample", 3) != 3 or len(mean) != 3 or len(std) != 3:
-            raise ValueError(f"images of {crop} pixels for an encoder of {size}, or not bicubic")
+        sides = [found.get(key, size) for key in ("size", "crop_size")]
+        sides = [(s.get("shortest_edge") or s.get("height")) if isinstance(s, dict) else s for s in sides]
+        if sides != [size, size] or found.get("resample", 3) != 3:
+            raise ValueError(f"images of {sides} pixels for an encoder of {size}, or not bicubic")
+        if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+            raise ValueError(f"colours of mean {mean} and deviation {std}")
         return ImageView(size, mean, std)
 
 

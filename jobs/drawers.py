@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 CONDITIONED = ("prior", "prior-ar", "upsampler")
 """What samples only from what another model gives."""
+_DIFFUSION = ("guidance", "sampler", "steps", "eta")
+_USED = {
+    "dalle": ("temperature", "top_k", "top_p", "guidance"),
+    "glide": _DIFFUSION,
+    "decoder": ("prior", "upsamplers", "clip", "via", "prior_guidance", "candidates", *_DIFFUSION),
+}
+"""What of a `Drawing` says how a model draws; the others draw in one way."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,13 @@ def load(config: "Drawing", device: str) -> Drawer:
     from generators.unclip.diffusers_folder import INDEX
 
     if (Path(config.ckpt) / INDEX).is_file():
-        stack = _stack(config, device)
-        return _of_stack("decoder", config, stack)
+        _refuse(config, "decoder")
+        return _of_stack("decoder", config, _stack(config, device))
     record = checkpoint.describe(config.ckpt)
     name, size = record["model"], record["config"]["image_size"]
+    _refuse(config, name)
     if name == "decoder":
         return _of_stack(name, config, _stack(config, device))
-    _refuse(config, name)
     model = checkpoint.load(config.ckpt, device)
     if name == "dalle":
         choice = Choice(**config.choosing)
@@ -87,14 +94,15 @@ def _of_stack(name: str, config: "Drawing", stack: "UnClip") -> Drawer:
 
 
 def _refuse(config: "Drawing", name: str) -> None:
-    """UserError for parts of a stack where there is none."""
+    """UserError for settings that say nothing to a model."""
+    from jobs.drawing import given
     from pipeline.errors import UserError
 
-    given = {"PRIOR": config.prior, "UPSAMPLERS": config.upsamplers, "CLIP": config.clip}
-    if named := [flag for flag, value in given.items() if value]:
+    settings = dict.fromkeys(setting for used in _USED.values() for setting in used)
+    if named := [s.upper() for s in given(config, settings) if s not in _USED.get(name, ())]:
         raise UserError(
             f"CKPT={config.ckpt} is a {name}, which takes no {' and no '.join(named)}",
-            "leave it out, or give the folder of a decoder",
+            "leave it out, or give another CKPT=",
         )
 
 
@@ -109,7 +117,7 @@ def _stack(config: "Drawing", device: str) -> "UnClip":
             f"CKPT={config.ckpt} is a decoder, which takes towers", "give CLIP=, as it was trained"
         )
     towers = load_towers(config.clip, device=device)
-    names = [folder for folder in config.upsamplers.split(",") if folder]
+    names = [folder.strip() for folder in config.upsamplers.split(",") if folder.strip()]
     found = assemble(config.ckpt, towers, prior=config.prior, upsamplers=names, device=device)
     choice = replace(
         found.choice,

@@ -1,6 +1,7 @@
 """What the verbs that draw from trained models share: which ones, and how they draw."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.job import require
@@ -11,26 +12,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A trained model, or a stack of them, and how it draws."""
+    """A trained model, or a stack of them, and how it draws. What the model makes no use of is refused."""
 
     ckpt: str
     """The folder of a trained model: dalle, decoder, glide, vae, gan; or of a diffusers UnCLIPPipeline."""
     prior: str = ""
-    """For a decoder: the folder of a trained prior or prior-ar."""
+    """decoder: the folder of a trained prior or prior-ar, by way of which it draws captions."""
     upsamplers: str = ""
-    """After a decoder or glide: folders of trained upsamplers, in their order, with commas between."""
+    """decoder: folders of trained upsamplers that follow it, in their order, with commas between."""
     clip: str = ""
-    """For a decoder: the towers that it was trained with, as `train` was given them."""
+    """decoder: the towers that it was trained with, as `train` was given them."""
     seed: int = 0
     """Another seed gives other pictures."""
     temperature: float = 1.0
-    """dalle, prior-ar: below 1 likelier tokens are taken more often."""
+    """dalle: below 1 likelier tokens are taken more often."""
     top_k: int = 0
     """dalle: only the so many likeliest tokens; 0 takes all."""
     top_p: float = 1.0
     """dalle: only the likeliest tokens that together have this probability."""
     guidance: float = 1.0
-    """Above 1 away from what the model draws without a caption; needs one trained with dropped ones."""
+    """dalle, decoder, glide: above 1 away from what is drawn without a caption; needs a model trained
+    with dropped ones."""
     via: Literal["prior", "text", "caption"] = "prior"
     """decoder: its image embedding is the prior's, the caption's own in its place, or none."""
     prior_guidance: float = 1.0
@@ -41,15 +43,17 @@ class Drawing:
     """decoder, glide: ddpm, ddim or dpm++, in place of the model's own."""
     steps: str = ""
     """decoder, glide: 50, ddim50, fast27 or sections as 10,10,5, in place of the model's own."""
-    eta: float = 0.0
-    """decoder, glide: DDIM's share of fresh noise."""
+    eta: float | None = None
+    """decoder, glide: DDIM's share of fresh noise, by default none."""
     device: str = "auto"
     threads: int = 2
 
     def __post_init__(self) -> None:
-        require(self, temperature=(0, None), top_k=(0, None), top_p=(0, 1), guidance=(0, None))
-        require(self, threads=(1, None), seed=(0, None), eta=(0, 1), prior_guidance=(0, None))
+        require(self, temperature=(0, None), top_k=(0, None), top_p=(0, 1), guidance=(0, 1000))
+        require(self, threads=(1, None), seed=(0, None), prior_guidance=(0, 1000))
         require(self, candidates=(1, 1000))
+        if self.eta is not None:
+            require(self, eta=(0, 1))
 
     @property
     def choosing(self) -> dict[str, float]:
@@ -67,3 +71,19 @@ class Drawing:
 
         given: dict[str, Any] = {"sampler": self.sampler, "steps": self.steps, "eta": self.eta}
         return replace(own, **{name: value for name, value in given.items() if value})
+
+
+def given(config: Any, names: Iterable[str]) -> list[str]:
+    """Those of a verb's settings that are not what they are by default."""
+    defaults = {field.name: field.default for field in fields(config)}
+    return [name for name in names if getattr(config, name) != defaults[name]]
+
+
+def require_text(flag: str, text: str) -> None:
+    """UserError for the bytes of a command line that are no text."""
+    from pipeline.errors import UserError
+
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{flag} is no text in UTF-8", "write it anew") from error

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.drawing import Drawing
+from jobs.drawing import Drawing, require_text
 from jobs.job import require, say
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Sample(Drawing):
         require(self, n=(1, 100_000), rows=(0, 1))
         if self.prompt and self.prompts:
             raise UserError("--prompt and --prompts are both given", "give one of them")
+        require_text("PROMPT", self.prompt)
 
 
 def run(config: Sample) -> None:
@@ -114,11 +115,15 @@ def _listed(path: str) -> set[str]:
     import json
 
     from pipeline import storage
+    from pipeline.errors import UserError
 
     if not storage.exists(path):
         return set()
-    names = {json.loads(line)["file"] for line in storage.read_bytes(path).splitlines()}
-    return {name for name in names if name.removesuffix(".png").isdigit()}
+    try:
+        names = {json.loads(line)["file"] for line in storage.read_bytes(path).splitlines()}
+        return {name for name in names if name.removesuffix(".png").isdigit()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} lists no pictures of an earlier call", "give another OUT") from error
 
 
 def _check(config: Sample, drawer: "Drawer") -> None:
@@ -166,8 +171,11 @@ def read_image(path: str, size: int, flag: str = "IMAGE") -> "np.ndarray":
     from pipeline.limits import BadImage
 
     try:
-        return square_crop(storage.read_bytes(path), size)
-    except OSError as error:
-        raise UserError(f"{flag}={path}: {error.strerror or error}", "check the path") from error
+        data = storage.read_bytes(path)
+    except (OSError, ValueError, ImportError) as error:  # the latter two of unknown kinds of URL
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{flag}={path}: {why}", "check the path") from error
+    try:
+        return square_crop(data, size)
     except BadImage as error:
         raise UserError(f"{flag}={path} is no image: {error}", "give another one") from error

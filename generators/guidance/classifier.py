@@ -14,7 +14,7 @@ from generators.guidance import classifier_gate, noised
 from generators.guidance.classes import NONE, SEVERAL, ClassNames
 from generators.guidance.half_unet import HalfUnet, HalfUnetConfig
 from generators.preset import Materials, Prepared, Preset
-from generators.task import WATCHED, Batch, GeneratorTask
+from generators.task import WATCHED, Batch, GeneratorTask, Optimizer
 from pipeline.errors import UserError
 from pipeline.loading.examples import Examples, ExampleSource
 from pipeline.scenes.world import COLOURS
@@ -65,9 +65,14 @@ class Task(GeneratorTask):
     model: Model
 
     def __init__(
-        self, model: Model, source: ExampleSource, *, held_out: Examples | None = None
+        self,
+        model: Model,
+        source: ExampleSource,
+        *,
+        held_out: Examples | None = None,
+        optimizer: Optimizer = "adamw",
     ) -> None:
-        super().__init__(model, source, held_out=held_out)
+        super().__init__(model, source, held_out=held_out, optimizer=optimizer)
         self.config: Config = model.config
 
     def tensors(self, examples: Examples) -> Batch:
@@ -153,12 +158,12 @@ def _toy() -> Preset:
     fit = {
         "steps": 1_200,
         "batch_size": 64,
-        "lr": 2e-3,
+        "lr": 3e-3,
         "warmup_steps": 50,
         "weight_decay": 0.05,
         "ema": 0.99,
     }
-    return Preset(config, fit)
+    return Preset(config, fit, {"optimizer": "muon"})
 
 
 def _adm_64() -> Preset:

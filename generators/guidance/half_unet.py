@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from generators.diffusion.initialise import zero_last_layers
 from generators.diffusion.process import Process
 from generators.diffusion.schedule import Schedule
 from pipeline.errors import UserError
@@ -142,7 +143,7 @@ class HalfUnet(nn.Module):
         )
         self.norm_out = nn.GroupNorm(config.norm_groups, width)
         self.pool = AttentionPool(side, width, config.head_dim, outputs)
-        _zero_last(self)
+        zero_last_layers(self)
 
     def forward(self, noisy: Tensor, t: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Of x_t (B, 3, H, W) and t (B,): the vector (B, O), and maps (B, C_j, H / 2^j, W / 2^j).
@@ -160,22 +161,6 @@ class HalfUnet(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """What is compiled, sharded and recomputed one by one."""
         return [*self.down_blocks, self.mid_block]
-
-
-def _zero_last(network: nn.Module) -> None:
-    """Residual branches begin as nothing, as ADM's: their last convolution, or projection, is zero."""
-    from diffusers.models.attention_processor import Attention
-    from diffusers.models.resnet import ResnetBlock2D
-
-    for module in network.modules():
-        last = None
-        if isinstance(module, ResnetBlock2D):
-            last = module.conv2
-        elif isinstance(module, Attention):
-            last = module.to_out[0]
-        if last is not None:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
 
 
 def _diffusers() -> tuple[Any, Any]:

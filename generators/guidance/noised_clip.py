@@ -14,7 +14,7 @@ from generators.guidance import noised, noised_clip_gate
 from generators.guidance.contrastive import contrastive_loss
 from generators.guidance.half_unet import HalfUnet, HalfUnetConfig
 from generators.preset import Materials, Prepared, Preset
-from generators.task import WATCHED, Batch, GeneratorTask
+from generators.task import WATCHED, Batch, GeneratorTask, Optimizer
 from generators.towers import Towers
 from generators.unclip import conditions
 from pipeline.errors import UserError
@@ -70,10 +70,11 @@ class Task(GeneratorTask):
         source: ExampleSource,
         *,
         held_out: Examples | None = None,
+        optimizer: Optimizer = "adamw",
         towers: Towers,
         text_weight: float = 0.5,
     ) -> None:
-        super().__init__(model, source, held_out=held_out)
+        super().__init__(model, source, held_out=held_out, optimizer=optimizer)
         if not 0 <= text_weight <= 1:
             raise UserError(f"text_weight {text_weight} is no share", "give 0 to 1")
         if towers.embed_dim != model.config.embed_dim:
@@ -141,12 +142,12 @@ def _toy() -> Preset:
     fit = {
         "steps": 2_000,
         "batch_size": 64,
-        "lr": 2e-3,
+        "lr": 3e-3,
         "warmup_steps": 50,
         "weight_decay": 0.05,
         "ema": 0.99,
     }
-    return Preset(config, fit)
+    return Preset(config, fit, {"optimizer": "muon"})
 
 
 def _adm_64() -> Preset:

@@ -35,6 +35,8 @@ def assemble(
                 "leave PRIOR and UPSAMPLERS out",
             )
         stack = diffusers_folder.load(decoder)
+        for model in (stack.decoder, stack.prior):
+            _require_widths("CKPT", decoder, model.config, towers)
         last = stack.last and stack.last.to(device)
         return UnClip(
             stack.decoder.to(device),
@@ -69,4 +71,18 @@ def _part(
             f"{flag}={folder} was trained with other towers than CLIP=",
             "give the CLIP= of its training",
         )
-    return checkpoint.load(folder, device)
+    model = checkpoint.load(folder, device)
+    if towers is not None:
+        _require_widths(flag, folder, model.config, towers)
+    return model
+
+
+def _require_widths(flag: str, folder: Path | str, config: Any, towers: Towers) -> None:
+    """UserError where a model learned of embeddings or texts of another shape; 0 makes no use of one."""
+    for name in ("embed_dim", "text_width", "context"):
+        learned, found = getattr(config, name, 0), getattr(towers, name)
+        if learned and learned != found:
+            raise UserError(
+                f"{flag}={folder} takes towers of {name} {learned}, those of CLIP= have {found}",
+                "give the CLIP= of its training",
+            )

@@ -97,13 +97,13 @@ def _toy_glide() -> Preset:
     """Level A at 16 pixels, captions of up to 24 words."""
     config = Config(
         **TOY_UNET,
-        context_dim=64,
-        text_layers=2,
-        text_heads=2,
+        context_dim=96,
+        text_layers=3,
+        text_heads=3,
         text_length=24,
         text_vocabulary=512,
     )
-    return Preset(config, TOY_FIT, {"caption_drop": 0.2, "optimizer": "muon"})
+    return Preset(config, TOY_FIT | {"steps": 3_000}, {"caption_drop": 0.2, "optimizer": "muon"})
 
 
 def _released_glide() -> Preset:

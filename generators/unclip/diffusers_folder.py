@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from generators.diffusion.process import Process
@@ -159,6 +160,8 @@ def require_expressible(stack: Stack) -> None:
                 name,
                 "one with that",
             )
+        if process.prediction == "v_prediction":
+            raise _refused("has the prediction v_prediction", name, "one of epsilon or sample")
         if process.variance == "fixed_large":
             raise _refused("has the variance fixed_large", name, "fixed_small or learned_range")
 
@@ -189,5 +192,5 @@ def _class_of(name: str, module: Any) -> list[str]:
 
 
 def _are_equal(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(bool((a == b).all()) for a, b in pairs)
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)

@@ -20,7 +20,7 @@ from generators.unclip import upsampler as upsamplers
 from pipeline.errors import UserError
 
 CONFIG_BYTES = 1 << 20  # no configuration is longer
-LARGEST, MOST_LAYERS = 1 << 16, 256  # of any width, and of layers; Karlo has 2048 and 20
+LARGEST, MOST_LAYERS, LONGEST = 1 << 16, 64, 8  # widths, layers, lists; Karlo has 2048, 20 and 4
 _UNFIT = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError),
     *(ImportError, AssertionError, SafetensorError),
@@ -85,6 +85,7 @@ class Folder:
                 text_width=told["clip_embeddings_dim"],
                 image_tokens=told["clip_extra_context_tokens"],
                 timesteps=process.schedule.steps,
+                prediction=process.prediction,
                 sampler="ddpm",
                 steps=DECODER_STEPS,
             )
@@ -103,9 +104,12 @@ class Folder:
         process = self._pixels("super_res_scheduler")
         with self._understood(name):
             channels = unet["block_out_channels"]
+            factor, rest = divmod(unet["sample_size"], small)
+            if rest:
+                raise ValueError(f"{unet['sample_size']} pixels of {small} are no whole factor")
             config = upsamplers.Config(
                 image_size=unet["sample_size"],
-                factor=unet["sample_size"] // small,
+                factor=factor,
                 crop=1.0,
                 channels=channels[0],
                 multipliers=[width // channels[0] for width in channels],
@@ -115,6 +119,7 @@ class Folder:
                 interpolation="bicubic",
                 rounded=False,
                 diffusion_steps=process.schedule.steps,
+                prediction=process.prediction,
                 variance=process.variance,
                 sampler="ddpm",
                 steps=UPSAMPLER_STEPS,
@@ -171,10 +176,9 @@ class Folder:
     def _pixels(self, name: str) -> Process:
         """A scheduler's process, of pixels."""
         process, clip = self._process(name)
-        if clip != 1 or process.prediction != "epsilon":
+        if clip != 1:
             raise UserError(
-                f"{self.path / name} predicts {process.prediction} and clips to {clip or 'nothing'},"
-                " not epsilon to 1",
+                f"{self.path / name} clips to {clip or 'nothing'}, not to 1",
                 "give one of Karlo's kind",
             )
         return process
@@ -230,19 +234,19 @@ def _require_same(path: Path, theirs: Process, ours: Process) -> None:
         )
 
 
-def _require_bounded(settings: Any, depth: int = 0) -> None:
+def _require_bounded(settings: Any, most: int = LARGEST, depth: int = 0) -> None:
     """ValueError for numbers that no network has: building it would take all memory, or all time."""
     if depth > 4:
         raise ValueError("the configuration is nested too deep")
-    if isinstance(settings, dict | list):
-        if len(settings) > MOST_LAYERS:
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            _require_bounded(value, MOST_LAYERS if "layers" in key else most, depth + 1)
+    elif isinstance(settings, list):
+        if len(settings) > LONGEST:
             raise ValueError(f"the configuration lists {len(settings)} things")
-        values = settings.items() if isinstance(settings, dict) else ((0, v) for v in settings)
-        for key, value in values:
-            _require_bounded(value, depth + 1)
-            if "layers" in str(key) and isinstance(value, int) and value > MOST_LAYERS:
-                raise ValueError(f"{key} is {value}")
-    elif isinstance(settings, int | float) and not -LARGEST <= settings <= LARGEST:
+        for value in settings:
+            _require_bounded(value, most, depth + 1)
+    elif isinstance(settings, int | float) and not -most <= settings <= most:
         raise ValueError(f"a size of {settings}")
 
 

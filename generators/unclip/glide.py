@@ -19,7 +19,7 @@ prepare = partial(prepared, name="glide")
 
 PROMPTS = 256  # held-out scenes, one image of each
 SWEPT, SAMPLES = 32, 4  # of them, that guidance is tried on, and samples of each
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 
 __all__ = [
     "GATE",

@@ -130,9 +130,8 @@ def prepare(config: Config, materials: Materials) -> Prepared:
         text_width=towers.text_width,
         context=towers.context,
     )
-    scale = None
     if materials.init:
-        pass
+        scale = None
     elif config.scale == "whiten":
         scale = EmbeddingScale.whitening(image_embeddings(materials.source, towers))
     else:

@@ -8,18 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from generators import checkpoint
 from generators.dalle.training import EVALUATED, parts
 from generators.preset import Gate, Materials, Prepared, Preset
 from generators.task import Batch, GeneratorTask, Optimizer
 from generators.towers import Towers, require_unit
 from generators.unclip import retrieval
-from generators.unclip.conditions import (
-    add_image,
-    add_text,
-    empty,
-    image_embedding,
-    text_condition,
-)
+from generators.unclip.conditions import add_image, add_text, image_embedding, text_condition
 from generators.unclip.embedding_scale import first_examples
 from generators.unclip.principal_components import Buckets, PrincipalComponents, principal_axes
 from generators.unclip.prior_ar_transformer import Config, Prior, dot_products
@@ -37,8 +32,9 @@ class Task(GeneratorTask):
     """Cross-entropy of each component's bucket (2204.06125, section 2.2).
 
     towers: frozen, of which the embeddings are. statistics: of these, what the model's buffers
-    shall hold. drop: share of samples whose caption and text embedding become those of "", and
-    whose dot product is then not told. optimizer: of the matrices inside of blocks.
+    shall hold; None keeps what they hold. drop: share of samples whose caption and text embedding
+    become those of "", and whose dot product is then not told. optimizer: of the matrices inside of
+    blocks.
     """
 
     model: Prior
@@ -50,7 +46,7 @@ class Task(GeneratorTask):
         *,
         held_out: Examples | None = None,
         towers: Towers,
-        statistics: Mapping[str, Tensor],
+        statistics: Mapping[str, Tensor] | None = None,
         drop: float = 0.1,
         optimizer: Optimizer = "adamw",
     ) -> None:
@@ -58,8 +54,11 @@ class Task(GeneratorTask):
         if not 0 <= drop <= 1:
             raise UserError(f"drop {drop} is no share of the captions", "give a number from 0 to 1")
         self.towers, self.drop = towers, drop
-        for name, buffer in model.named_buffers():
-            buffer.copy_(statistics[name])
+        if statistics is not None:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(statistics[name])
+        # Kept: while a loss runs on several processes the model is wrapped.
+        self.components, self.dot_ids = model.components, model.dot_ids
 
     def tensors(self, examples: Examples) -> Batch:
         """`embedding` or `prepared`; `states`, `mask` and `pooled`, or `ids`; and `kept` (B,)."""
@@ -84,8 +83,8 @@ class Task(GeneratorTask):
 
     def _loss(self, batch: Batch, embedding: Tensor) -> Tensor:
         text = text_condition(batch, self.towers)
-        ids = self.model.components.encode(embedding)
-        dots = self.model.dot_ids(embedding, text.pooled, batch["kept"])
+        ids = self.components.encode(embedding)
+        dots = self.dot_ids(embedding, text.pooled, batch["kept"])
         logits = self.model(text.states, text.mask, text.pooled, dots, ids)
         return F.cross_entropy(logits.flatten(0, 1), ids.flatten())
 
@@ -107,7 +106,7 @@ class Task(GeneratorTask):
         embeddings = torch.cat(true)
         return {
             "loss": nats / len(self.held_out.places),
-            **self.model.components.figures(embeddings),
+            **self.components.figures(embeddings),
             **retrieval.figures(torch.cat(drawn)[:, None], embeddings),
         }
 
@@ -118,7 +117,8 @@ class Task(GeneratorTask):
 def prepare(config: Config, materials: Materials) -> Prepared:
     """Components, buckets and dot products of some thousand samples, and the towers' sizes.
 
-    There are as many components as keep 99 % of the variance, and no more than the config has.
+    There are as many components as keep 99 % of the variance, and no more than the config has. A
+    model that starts as a trained one keeps that one's, which its weights were learned with.
     Raises UserError where there are no towers, or the samples have no components.
     """
     towers = materials.towers
@@ -127,29 +127,35 @@ def prepare(config: Config, materials: Materials) -> Prepared:
             "prior-ar learns the embeddings of contrastive towers, and none are given",
             "give CLIP=<an open_clip model, or a captioner's folder>",
         )
+    about = {"towers": dict(towers.about)}
+    sizes = {
+        "embed_dim": towers.embed_dim,
+        "text_width": towers.text_width,
+        "context": towers.context,
+    }
+    if materials.init:
+        sizes["components"] = _components_of(materials.init)
+        return Prepared(replace(config, **sizes), {"towers": towers}, about)
     embeddings, dots = _embedded(materials.source, towers)
     axes = principal_axes(embeddings)
-    fitted = replace(
-        config,
-        embed_dim=towers.embed_dim,
-        text_width=towers.text_width,
-        context=towers.context,
-        components=min(config.components, axes.enough(KEPT)),
-    )
+    fitted = replace(config, **sizes, components=min(config.components, axes.enough(KEPT)))
     components = PrincipalComponents(fitted.embed_dim, fitted.components, fitted.buckets)
     components.fit(embeddings, axes)
     similarity = Buckets(1, fitted.dot_buckets)
     similarity.fit(dots)
-    nothing = empty(towers, _device())
     statistics = {
         **{f"components.{name}": buffer for name, buffer in components.named_buffers()},
         **{f"dots.{name}": buffer for name, buffer in similarity.named_buffers()},
-        "empty_states": nothing.states[0].cpu(),
-        "empty_mask": nothing.mask[0].cpu(),
-        "empty_pooled": nothing.pooled[0].cpu(),
     }
-    about = {"towers": dict(towers.about)}
     return Prepared(fitted, {"towers": towers, "statistics": statistics}, about)
+
+
+def _components_of(init: str) -> int:
+    """How many a trained model has; Config refuses what is no number."""
+    record = checkpoint.describe(init)
+    if record["model"] != "prior-ar":
+        raise UserError(f"INIT={init} holds a {record['model']}", "give a prior-ar")
+    return record["config"].get("components")
 
 
 @torch.no_grad()

@@ -73,13 +73,9 @@ class Prior(nn.Module):
     (as in 2102.12092, section 2.2). Caption states are those of the contrastive towers, which the
     paper has a second text encoder for.
 
-    Buffers are what is known of the embeddings that are learned: their components and buckets,
-    the dot products, and what the caption "" is, which guidance compares with.
+    Buffers are what is known of the embeddings that are learned: their components and buckets, and
+    the dot products.
     """
-
-    empty_states: Tensor
-    empty_mask: Tensor
-    empty_pooled: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -87,9 +83,6 @@ class Prior(nn.Module):
         width = config.width
         self.components = PrincipalComponents(config.embed_dim, config.components, config.buckets)
         self.dots = Buckets(1, config.dot_buckets)
-        self.register_buffer("empty_states", torch.zeros(config.context, config.text_width))
-        self.register_buffer("empty_mask", torch.zeros(config.context, dtype=torch.bool))
-        self.register_buffer("empty_pooled", torch.zeros(config.embed_dim))
         self.ln_states = nn.LayerNorm(config.text_width)
         self.state_in = nn.Linear(config.text_width, width)
         self.pooled_in = nn.Linear(config.embed_dim, width)
@@ -126,13 +119,6 @@ class Prior(nn.Module):
     def no_dot(self) -> int:
         """The id of the similarity where the caption is not told: it would tell of it."""
         return self.config.dot_buckets
-
-    @property
-    def empty(self) -> TextCondition:
-        """The caption "", one."""
-        return TextCondition(
-            self.empty_states[None], self.empty_mask[None], self.empty_pooled[None]
-        )
 
     def dot_ids(self, embeddings: Tensor, pooled: Tensor, told: Tensor) -> Tensor:
         """Ids (B,) of the dot products of images (B, E) and captions (B, E), where told (B,)."""
@@ -180,6 +166,7 @@ class Prior(nn.Module):
         noise: SampleNoise,
         *,
         guidance: float = 1.0,
+        empty: TextCondition | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -187,24 +174,33 @@ class Prior(nn.Module):
     ) -> Tensor:
         """Image embeddings (B, E) for B captions; row i depends on its caption and `noise`'s row i.
 
+        guidance: other than 1 it takes `empty`, the towers' condition of the caption "", one.
         dot_from: similarities are drawn from this share of the training's on, as if the image were
         one that fits its caption so well. The others are those of `generators.dalle.decode.Choice`.
         """
         choice = Choice(temperature, top_k, top_p, guidance)
+        if guidance != 1 and empty is None:
+            raise ValueError(f"guidance {guidance} takes the condition of an empty caption")
         if not 0 <= dot_from < 1:
             raise UserError(f"dot_from {dot_from} is impossible", "give 0 to below 1")
         device, num = self.padding.device, self.config.components
         uniforms = noise.uniform(1 + num).to(device)
         dots = self.dots.quantile(dot_from + (1 - dot_from) * uniforms[:, :1])[:, 0]
-        ids = self._drawn(text, dots, uniforms[:, 1:], choice)
+        ids = self._drawn(text, empty, dots, uniforms[:, 1:], choice)
         return self.components.decode(ids)
 
-    def _drawn(self, text: TextCondition, dots: Tensor, uniforms: Tensor, choice: Choice) -> Tensor:
+    def _drawn(
+        self,
+        text: TextCondition,
+        empty: TextCondition | None,
+        dots: Tensor,
+        uniforms: Tensor,
+        choice: Choice,
+    ) -> Tensor:
         """Ids (B, P) of components, with the keys and values of earlier ones kept."""
         num, copies = len(text), 1 if choice.guidance == 1 else 2
         parts = [text.states, text.mask, text.pooled, dots]
         if copies == 2:
-            empty = self.empty
             blank = torch.full_like(dots[:1], self.no_dot)
             untold = [empty.states, empty.mask, empty.pooled, blank]
             parts = [

@@ -155,7 +155,10 @@ class UnClip:
         """
         size = self.image_size
         if known.shape != (size, size) or known.dtype != np.bool_:
-            raise ValueError(f"a mask of shape {known.shape} and type {known.dtype}")
+            raise UserError(
+                f"a mask of shape {known.shape} and type {known.dtype} fits no image of {size} pixels",
+                f"give bool ({size}, {size}), true where pixels stay",
+            )
         self._require_size(image)
         small = self.decoder.config.image_size
         # A pixel of the small image is known where all that it stands for is.

@@ -2,10 +2,8 @@
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
-from torch import nn
 
+from generators.diffusion.initialise import zero_last_layers
 from generators.unclip.decoder_config import Config
 
 INPAINT_CHANNELS = 4
@@ -36,23 +34,9 @@ def build(config: Config) -> UNet2DConditionModel:
         resnet_time_scale_shift="scale_shift",
         class_embed_type="identity",
     )
-    initialise(unet)
+    zero_last_layers(unet, unet.conv_out)
+    if config.inpaint:
+        # What only the mask tells is learned from where a model without a mask stands.
+        with torch.no_grad():
+            unet.conv_in.weight[:, 3:].zero_()
     return unet
-
-
-@torch.no_grad()
-def initialise(unet: nn.Module) -> None:
-    """Every residual block and attention begins as the identity, the output as 0, as in ADM's code."""
-    for module in unet.modules():
-        if isinstance(module, ResnetBlock2D):
-            _zero(module.conv2)
-        elif isinstance(module, Attention):
-            _zero(module.to_out[0])
-    _zero(unet.conv_out)
-    # What only the mask tells is learned from where a model without a mask stands.
-    unet.conv_in.weight[:, 3:].zero_()
-
-
-def _zero(layer: nn.Module) -> None:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)

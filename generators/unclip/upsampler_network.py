@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from generators.diffusion.initialise import zero_last_layers
 from generators.diffusion.process import Prediction, Process, Variance
 from generators.diffusion.samplers import Name, Sampling, plan, sample
 from generators.diffusion.schedule import Name as ScheduleName
@@ -115,7 +116,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.unet = _unet_class()(**unet_config(config))
-        _zero(self.unet)
+        zero_last_layers(self.unet, self.unet.conv_out)
 
     def forward(self, noisy: Tensor, t: Tensor, shown: Tensor) -> Tensor:
         """x_t (B, 3, H, W), t (B,), the small image at full size (B, 3, H, W) -> what the
@@ -177,16 +178,6 @@ def unet_config(config: Config) -> dict[str, Any]:
         "resnet_time_scale_shift": "scale_shift",
         "add_attention": False,
     }
-
-
-def _zero(unet: nn.Module) -> None:
-    """ADM's beginning: each residual block adds nothing yet, and the output is 0."""
-    from diffusers.models.resnet import ResnetBlock2D
-
-    last = [block.conv2 for block in unet.modules() if isinstance(block, ResnetBlock2D)]
-    for layer in (*last, unet.conv_out):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
 
 
 def _unet_class() -> Any:

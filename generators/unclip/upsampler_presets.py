@@ -20,14 +20,15 @@ PAPER: dict[str, Any] = {
 
 
 def _toy(degradation: Degradation) -> Preset:
-    """Level B's 64 px from 16 px, trained on 16 px; half of the small images stay clean, so that the
-    three differ in nothing but what they know of spoiled ones. Normalisation is over all channels: over a
-    few, it would take from the network how bright and how colourful a region is.
+    """Level C's 128 px from 32 px, trained on 32 px; half of the small images stay clean, so that the
+    three differ in nothing but what they know of spoiled ones. Crops of smaller images would be all
+    border. Normalisation is over all channels: over a few, it would take from the network how bright
+    and how colourful a region is.
     """
     config = Config(
-        image_size=64,
+        image_size=128,
         channels=24,
-        multipliers=(1, 1),
+        multipliers=(1, 2),
         res_blocks=1,
         norm_groups=1,
         degradation=degradation,
@@ -35,8 +36,8 @@ def _toy(degradation: Degradation) -> Preset:
         prediction="sample",
     )
     fit = {
-        "steps": 1500,
-        "batch_size": 16,
+        "steps": 900,
+        "batch_size": 6,
         "lr": 4e-3,
         "warmup_steps": 50,
         "min_lr_ratio": 0.02,
@@ -44,7 +45,7 @@ def _toy(degradation: Degradation) -> Preset:
         "weight_decay": 1e-4,
         "ema": 0.99,
     }
-    return Preset(config, fit)
+    return Preset(config, fit, {"optimizer": "muon"})
 
 
 def _256() -> Preset:

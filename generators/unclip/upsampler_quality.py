@@ -18,8 +18,8 @@ from pipeline.places import Place
 from pipeline.scenes.rendered import RenderedScenes
 
 BATCH = 16  # images that are made at a time
-MEASURED = 64  # scenes of the gate
-SAMPLED = 16  # of them, that are also made by the model's own sampler, which has many steps
+MEASURED = 48  # scenes of the gate
+SAMPLED = 8  # of them, that are also made by the model's own sampler, which has many steps
 SEED = -1
 MEAN = Sampling("ddim", 1)
 """One step from noise alone: with prediction `sample`, the network's estimate of the mean of all images
@@ -84,7 +84,7 @@ def measure(model: Model, scenes: RenderedScenes, beside: Beside) -> dict[str, f
 
 
 GATE = Gate(
-    "B",
+    "C",
     {
         "psnr_over_bicubic": (">=", 1.0),
         "blur_training_gains": (">=", 0.0),

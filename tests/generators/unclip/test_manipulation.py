@@ -70,6 +70,16 @@ def test_a_text_diff_turns_an_image_by_the_difference_of_captions():
     assert (nearness[0] < nearness[1]).all() and (nearness[1] < nearness[2]).all()
 
 
+def test_captions_that_are_one_to_the_towers_change_nothing():
+    image, before, after = units(2, 8, 8), units(2, 8, 9), units(2, 8, 10)
+    after[0] = before[0]
+    for strength in (None, 0.0, 0.5, 1.0):
+        turned = text_diff(image, before, after, strength)
+        torch.testing.assert_close(turned[0], image[0])
+    assert not torch.allclose(turned[1], image[1])
+    assert natural_strength(image, before, after)[0] == pytest.approx(0, abs=1e-6)
+
+
 def test_without_a_strength_an_image_goes_as_far_as_the_captions_lie_apart():
     image, before, after = units(4, 8, 8), units(4, 8, 9), units(4, 8, 10)
     wanted = F.normalize(image + after - before, dim=-1)

@@ -9,9 +9,11 @@ from generators import checkpoint
 from generators.dalle.decode import Choice
 from generators.noise import SampleNoise
 from generators.towers import TextCondition
+from generators.unclip.conditions import encoded
 from generators.unclip.prior_ar import Task
 from generators.unclip.prior_ar_transformer import Prior, dot_products
 from pipeline.errors import UserError
+from tests.generators.unclip.linear_towers import LinearTowers
 from tests.generators.unclip.small_prior_ar import (
     CONFIG,
     SCENES,
@@ -72,16 +74,20 @@ def test_what_padded_states_hold_does_not_matter(task):
     assert torch.equal(task.model(noisy, mask, *rest), whole)
 
 
+def empty() -> TextCondition:
+    return encoded([""], LinearTowers(), "cpu")
+
+
 def uncached(model: Prior, text: TextCondition, dots, uniforms, choice) -> torch.Tensor:
     """Every id by a whole pass over all before it."""
     ids = torch.empty(len(text), 0, dtype=torch.long)
-    num, nothing = len(text), model.empty
-    empty = [part.expand(num, *part.shape[1:]) for part in vars(nothing).values()]
+    num = len(text)
+    nothing = [part.expand(num, *part.shape[1:]) for part in vars(empty()).values()]
     blank = torch.full((num,), model.no_dot)
     for place in range(model.config.components):
         logits = model(text.states, text.mask, text.pooled, dots, ids)[:, -1]
         if choice.guidance != 1:
-            untold = model(*empty, blank, ids)[:, -1]
+            untold = model(*nothing, blank, ids)[:, -1]
             logits = untold + choice.guidance * (logits - untold)
         ids = torch.cat([ids, choice.choose(logits, uniforms[:, place])[:, None]], dim=1)
     return ids
@@ -99,7 +105,7 @@ def uncached(model: Prior, text: TextCondition, dots, uniforms, choice) -> torch
 )
 def test_cache_changes_nothing(task, how):
     model, text = sure(task.model), texts(5)
-    found = model.sample(text, SampleNoise(range(5)), **how)
+    found = model.sample(text, SampleNoise(range(5)), empty=empty(), **how)
     uniforms = SampleNoise(range(5)).uniform(1 + model.config.components)
     dots = model.dots.quantile(0.5 + uniforms[:, :1] / 2)[:, 0]
     choice = Choice(**how)
@@ -119,13 +125,14 @@ def test_any_number_of_components_fits_the_cache(components):
 
 def test_a_row_depends_on_its_own_seed_and_caption_alone(task):
     model, text = sure(task.model), texts(6)
-    together = model.sample(text, SampleNoise(range(6)), guidance=1.5)
+    how = {"guidance": 1.5, "empty": empty()}
+    together = model.sample(text, SampleNoise(range(6)), **how)
     assert together.unique(dim=0).shape[0] == 6
     for i in (0, 3, 5):
         one = TextCondition(*(part[i : i + 1] for part in vars(text).values()))
-        alone = model.sample(one, SampleNoise([i]), guidance=1.5)
+        alone = model.sample(one, SampleNoise([i]), **how)
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-6)
-        other = model.sample(one, SampleNoise([i + 100]), guidance=1.5)
+        other = model.sample(one, SampleNoise([i + 100]), **how)
         assert (other[0] - together[i]).abs().max() > 0.01
 
 
@@ -134,13 +141,16 @@ def test_guidance_of_one_is_the_told_model_and_of_zero_the_untold_one(task):
     seeds = range(4)
     told = model.sample(text, SampleNoise(seeds))
     # Guidance of 1 asks the model of the caption alone: what "" is does not matter.
-    model.empty_states.add_(1)
-    assert torch.equal(model.sample(text, SampleNoise(seeds), guidance=1.0), told)
-    model.empty_states.sub_(1)
-    untold = model.sample(text, SampleNoise(seeds), guidance=0.0)
+    assert torch.equal(model.sample(text, SampleNoise(seeds), guidance=1.0, empty=empty()), told)
+    how = {"guidance": 0.0, "empty": empty()}
+    untold = model.sample(text, SampleNoise(seeds), **how)
     others = TextCondition(*(part.flip(0) for part in vars(text).values()))
-    assert torch.equal(model.sample(others, SampleNoise(seeds), guidance=0.0), untold)
+    assert torch.equal(model.sample(others, SampleNoise(seeds), **how), untold)
     assert not torch.equal(told, untold)
+    another = {"guidance": 0.0, "empty": texts(1)}
+    assert not torch.equal(model.sample(text, SampleNoise(seeds), **another), untold)
+    with pytest.raises(ValueError, match="empty caption"):
+        model.sample(text, SampleNoise(seeds), guidance=2.0)
 
 
 def test_the_similarity_is_drawn_from_the_upper_half(task, monkeypatch):
@@ -155,7 +165,7 @@ def test_the_similarity_is_drawn_from_the_upper_half(task, monkeypatch):
     text, noise = texts(1).repeated(400), range(400)
     model.sample(text, SampleNoise(noise))
     model.sample(text, SampleNoise(noise), dot_from=0.0)
-    model.sample(text, SampleNoise(noise), dot_from=0.875, guidance=2.0)
+    model.sample(text, SampleNoise(noise), dot_from=0.875, guidance=2.0, empty=empty())
     upper = torch.bincount(drawn[0], minlength=8)
     assert upper[:4].sum() == 0 and (upper[4:] > 60).all()
     assert (torch.bincount(drawn[1], minlength=8) > 25).all()
@@ -177,7 +187,8 @@ def test_saved_and_loaded_it_draws_the_same(task, tmp_path):
     assert type(loaded) is Prior and loaded.config == model.config
     for guidance in (1.0, 2.0):
         drawn = [
-            m.sample(texts(3), SampleNoise([4, 5, 6]), guidance=guidance) for m in (model, loaded)
+            m.sample(texts(3), SampleNoise([4, 5, 6]), guidance=guidance, empty=empty())
+            for m in (model, loaded)
         ]
         assert torch.equal(*drawn)
 
