@@ -114,7 +114,8 @@ def _stack(config: "Drawing", device: str) -> "UnClip":
 
     if not config.clip:
         raise UserError(
-            f"CKPT={config.ckpt} is a decoder, which takes towers", "give CLIP=, as it was trained"
+            f"CKPT={config.ckpt} is a decoder, which takes towers",
+            "give CLIP=, as it was trained; of a diffusers folder with a text_encoder, itself",
         )
     towers = load_towers(config.clip, device=device)
     names = [folder.strip() for folder in config.upsamplers.split(",") if folder.strip()]

@@ -4,13 +4,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jobs.drawing import Drawing
+from jobs.drawing import Drawing, given, require_text
 from jobs.job import require, say
 
 if TYPE_CHECKING:
     import numpy as np
 
     from jobs.drawers import Drawer
+
+NEEDED = {
+    "variations": ("image",),
+    "interpolate": ("image", "to_image"),
+    "text-diff": ("image", "before", "after"),
+    "inpaint": ("image", "mask", "prompt"),
+    "compare": ("prompt",),
+}
+_BY_CAPTION = ("prior_guidance", "candidates", "sampler", "eta")
+USED = {
+    "variations": ("eta",),
+    "interpolate": (),
+    "text-diff": ("strength",),
+    "inpaint": ("via", *_BY_CAPTION),
+    "compare": _BY_CAPTION,
+}
+"""What some edits make use of, and others refuse."""
+OF_NOISE = ("variations", "interpolate", "text-diff")
+"""Edits that begin at an image's own noise, which is found by DDIM."""
+FLAGS = {"before": "FROM (--before)", "after": "TO (--after)", "to_image": "TO_IMAGE (--to-image)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +39,8 @@ class Edit(Drawing):
 
     variations: --image. interpolate: --image to --to-image. text-diff: --image, by what --after says and
     --before does not. inpaint: --image where --mask is black, --prompt where it is white. compare:
-    --prompt by way of the prior, of the caption's embedding, and of the caption alone.
+    --prompt by way of the prior, of the caption's embedding, and of the caption alone. The first three
+    are drawn by DDIM from the image's own noise, and take no captions' --via and --sampler.
     """
 
     edit: Literal["variations", "interpolate", "text-diff", "inpaint", "compare"]
@@ -37,31 +58,30 @@ class Edit(Drawing):
     mask: str = ""
     """A picture, white where something else shall be drawn."""
     prompt: str = ""
+    """inpaint, compare: what is drawn."""
     n: int = 8
     """Pictures; of compare for each way."""
     out: str = "edits"
     """A folder: grid.png, 000.png ..., samples.jsonl."""
-    eta: float = 1.0
-    """variations: how free they are; 0 gives the image back."""
-    inversion: str = "100"
-    """Steps by which an image's own noise is found."""
+    steps: str = ""
+    """As of `sample`; of variations, interpolate and text-diff to the image's noise and back, by default 100."""
+    eta: float | None = None
+    """variations: how free they are, by default 1; 0 gives the image back. inpaint, compare: as of `sample`."""
 
     def __post_init__(self) -> None:
         from pipeline.errors import UserError
 
         super().__post_init__()
         require(self, n=(1, 10_000), strength=(0, 1))
-        needed = {
-            "variations": ("image",),
-            "interpolate": ("image", "to_image"),
-            "text-diff": ("image", "before", "after"),
-            "inpaint": ("image", "mask", "prompt"),
-            "compare": ("prompt",),
-        }[self.edit]
-        for name in needed:
+        for name in NEEDED[self.edit]:
             if not getattr(self, name):
-                flag = name.replace("_", "-")
-                raise UserError(f"{self.edit} takes --{flag}, and none is given", "give it")
+                raise UserError(f"{self.edit} takes {_flag(name)}, and none is given", "give it")
+        some = {name for names in (*NEEDED.values(), *USED.values()) for name in names}
+        if strange := given(self, sorted(some - {*NEEDED[self.edit], *USED[self.edit]})):
+            named = " and no ".join(map(_flag, strange))
+            raise UserError(f"{self.edit} takes no {named}", "leave it out")
+        for name in ("prompt", "before", "after"):
+            require_text(_flag(name), getattr(self, name))
 
 
 def run(config: Edit) -> None:
@@ -77,7 +97,9 @@ def run(config: Edit) -> None:
 
     storage.require_writable(config.out)
     torch.set_num_threads(config.threads)
-    drawer = drawers.load(config, str(here().device(config.device)))
+    # How captions are drawn, as by ancestral sampling, is no matter to what begins at an image's noise.
+    drawn = replace(config, steps="", eta=None) if config.edit in OF_NOISE else config
+    drawer = drawers.load(drawn, str(here().device(config.device)))
     if drawer.name != "decoder" and (drawer.name, config.edit) != ("glide", "inpaint"):
         raise UserError(
             f"CKPT={config.ckpt} is a {drawer.name}, which knows no {config.edit}",
@@ -87,17 +109,18 @@ def run(config: Edit) -> None:
     if config.edit == "compare":
         _compare(config, drawer, out)
         return
-    stack = drawer.model
-    if drawer.name == "decoder":
-        stack = replace(stack, choice=replace(stack.choice, inversion=config.inversion))
-    images = _EDITS[config.edit](config, replace(drawer, model=stack))
+    if config.edit in OF_NOISE and config.steps:
+        choice = replace(drawer.model.choice, inversion=config.steps)
+        drawer = replace(drawer, model=replace(drawer.model, choice=choice))
+    images = _EDITS[config.edit](config, drawer)
     sample.write(out, config.after or config.prompt, images, None, config.seed)
     say(f"{out}/{sample.GRID}  {len(images)} of {config.edit}")
 
 
 def _variations(config: Edit, drawer: "Drawer") -> "np.ndarray":
     image = _image(config, drawer, "image")
-    return drawer.model.variations(image, config.n, seed=config.seed, eta=config.eta)
+    eta = 1.0 if config.eta is None else config.eta
+    return drawer.model.variations(image, config.n, seed=config.seed, eta=eta)
 
 
 def _interpolate(config: Edit, drawer: "Drawer") -> "np.ndarray":
@@ -117,7 +140,8 @@ def _inpaint(config: Edit, drawer: "Drawer") -> "np.ndarray":
     image = _image(config, drawer, "image")
     known = _image(config, drawer, "mask").mean(axis=2) < 128
     if drawer.name == "glide":
-        how = {"seed": config.seed, "guidance": config.guidance}
+        how = {"seed": config.seed, "guidance": config.guidance, "eta": config.eta or 0.0}
+        how |= {"steps": config.steps, "sampler": config.sampler}
         return drawer.model.inpaint(config.prompt, image, known, config.n, **how)
     return drawer.model.inpaint(image, known, config.prompt, config.n, seed=config.seed)
 
@@ -152,5 +176,8 @@ def _image(config: Edit, drawer: "Drawer", name: str) -> "np.ndarray":
     """uint8 (size, size, 3)."""
     from jobs.sample import read_image
 
-    flag = name.replace("_", "-").upper()
-    return read_image(getattr(config, name), drawer.image_size, flag)
+    return read_image(getattr(config, name), drawer.image_size, name.upper())
+
+
+def _flag(name: str) -> str:
+    return FLAGS.get(name, name.upper())

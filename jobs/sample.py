@@ -123,7 +123,9 @@ def _listed(path: str) -> set[str]:
         names = {json.loads(line)["file"] for line in storage.read_bytes(path).splitlines()}
         return {name for name in names if name.removesuffix(".png").isdigit()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} lists no pictures of an earlier call", "give another OUT") from error
+        raise UserError(
+            f"{path} lists no pictures of an earlier call", "give another OUT"
+        ) from error
 
 
 def _check(config: Sample, drawer: "Drawer") -> None:

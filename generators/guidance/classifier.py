@@ -74,12 +74,13 @@ class Task(GeneratorTask):
     ) -> None:
         super().__init__(model, source, held_out=held_out, optimizer=optimizer)
         self.config: Config = model.config
+        self.names = model.names  # the loop puts a wrapper into `model`, which has none
 
     def tensors(self, examples: Examples) -> Batch:
         """`images`, and `labels` (B,), NONE or SEVERAL where the caption names not one class."""
         batch = super().tensors(examples)
         noised.require_images(batch, self.config.image_size)
-        labels = [self.model.names.label(text) for text in examples.texts]
+        labels = [self.names.label(text) for text in examples.texts]
         return batch | {"labels": torch.tensor(labels)}
 
     def loss(self, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -108,7 +109,7 @@ class Task(GeneratorTask):
         images = noised.images_of(self.held_out)
         if images is None or self.held_out is None:
             return {}
-        labels = np.array([self.model.names.label(text) for text in self.held_out.texts[:WATCHED]])
+        labels = np.array([self.names.label(text) for text in self.held_out.texts[:WATCHED]])
         known = labels >= 0
         figures = {"with_class": float(known.mean())}
         if known.any():

@@ -1,4 +1,4 @@
-"""Whether the decoder draws what an embedding says, best the true one, then the prior's, then a caption's."""
+"""Whether the decoder draws what an embedding says, best the true one, then the prior's, and whether edits hold."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,17 @@ from generators.noise import SampleNoise
 from generators.pixels import to_images
 from generators.preset import Beside, Gate
 from generators.towers import TextCondition
-from generators.unclip import conditions
+from generators.unclip import conditions, edits_quality
 from generators.unclip.following import followed, swept
 from generators.unclip.pixel_decoder import PixelDecoder
+from generators.unclip.unclip import Choice, UnClip
 from pipeline.scenes.rendered import RenderedScenes
 
 SCENES = 256
 CAPTIONED = 128  # of them, that are drawn with their captions as well
 SWEPT, SAMPLES = 32, 4  # of them, that guidance is tried on, and samples of each
 SAMPLING = Sampling("ddim", 25)
+INVERSION = "25"
 BATCH = 64
 PRIOR = "prior:toy"
 
@@ -28,10 +30,11 @@ def measure(model: PixelDecoder, scenes: RenderedScenes, beside: Beside) -> dict
     """`attributes`: right with the true embedding and no caption; `attributes_<name>` of each kind, and
     `attributes_prior`, `attributes_text`: with the prior's embedding, and with the caption's in its
     place, which no training has seen (2204.06125, section 5.1); `..._captioned`: all three with the
-    caption told, too. Guidance is swept with the prior's embeddings and captions.
+    caption told, too. Guidance is swept with the prior's embeddings and captions. Of edits see
+    `edits_quality.measure`.
     """
     examples = scenes.first(SCENES)
-    towers, texts, level = beside.towers, examples.texts, scenes.level
+    towers, texts, level = beside.towers.to(model.device), examples.texts, scenes.level
     text = conditions.encoded(list(texts), towers, model.device)
     empty = conditions.empty(towers, model.device)
     true = towers.encode_image(towers.prepare(examples.images).to(model.device))
@@ -56,7 +59,8 @@ def measure(model: PixelDecoder, scenes: RenderedScenes, beside: Beside) -> dict
         drawn = draw(model, means, several, range(SWEPT * SAMPLES), empty, guidance)
         return drawn.reshape(SWEPT, SAMPLES, *drawn.shape[1:])
 
-    return figures | swept(at, texts[:SWEPT], level)
+    stack = UnClip(model, towers, beside.models[PRIOR], choice=Choice(inversion=INVERSION))
+    return figures | swept(at, texts[:SWEPT], level) | edits_quality.measure(stack, scenes)
 
 
 @torch.no_grad()
@@ -96,6 +100,9 @@ GATE = Gate(
         "order_prior_text": (">=", 0.0),
         "guidance_rise": (">=", 0.0),
         "diversity_fall": (">=", 0.0),
+        "variations_kept": (">=", 0.8),
+        "text_diff_right": (">=", 0.8),
+        "inpainting_equal": (">=", 1.0),
     },
     measure,
     towers=True,

@@ -53,6 +53,8 @@ class Task(GeneratorTask):
         self.config, self.towers = model.config, towers
         self.image_drop, self.caption_drop = image_drop, caption_drop
         model.tokenizer = tokenizer
+        # The loop puts a wrapper into `model`, which has none of these.
+        self.process, self.has_words, self._words = model.process, model.has_words, model.words
         for name, share in (("image_drop", image_drop), ("caption_drop", caption_drop)):
             if not 0 <= share <= 1:
                 raise UserError(f"{name} {share} is no share", "give a number from 0 to 1")
@@ -70,12 +72,12 @@ class Task(GeneratorTask):
             conditions.add_image(batch, examples, self.towers)
             kept = [not p.draws("drop image").chance(image_drop) for p in examples.places]
             batch["kept_image"] = torch.tensor(kept)
-        if self.model.has_words:
+        if self.has_words:
             texts = [
                 "" if place.draws("drop caption").chance(caption_drop) else text
                 for text, place in zip(examples.texts, examples.places, strict=True)
             ]
-            batch["words"] = torch.tensor(self.model.words(texts))
+            batch["words"] = torch.tensor(self._words(texts))
         else:
             conditions.add_text(batch, examples, self.towers, drop=caption_drop)
         if self.config.inpaint:
@@ -94,7 +96,7 @@ class Task(GeneratorTask):
 
     def text(self, batch: Batch) -> Text:
         """What the model takes of the captions."""
-        if self.model.has_words:
+        if self.has_words:
             return batch["words"]
         return conditions.text_condition(batch, self._towers(batch))
 
@@ -114,7 +116,7 @@ class Task(GeneratorTask):
 
     def _losses(self, batch: Batch) -> Tensor:
         """(B,)."""
-        process, clean = self.model.process, self.pixels(batch)
+        process, clean = self.process, self.pixels(batch)
         noise = self.noise(batch, clean.device)
         t, added = process.timesteps(noise), noise.normal(*clean.shape[1:])
         known = Known.of(clean, batch["known"]) if self.config.inpaint else None
@@ -172,5 +174,5 @@ class Task(GeneratorTask):
 
     def blocks(self) -> Iterable[nn.Module]:
         unet = self.model.decoder
-        own = self.model.text_proj.text.blocks if self.model.has_words else ()
+        own = self.model.text_proj.text.blocks if self.has_words else ()
         return [*own, *unet.down_blocks, unet.mid_block, *unet.up_blocks]

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from generators import checkpoint, models
 from generators.preset import Materials
 from jobs.generator_fit import Job, settings_of, train
-from jobs.ranks import Ranks
 from pipeline.errors import UserError
 from pipeline.loading.examples import Examples
 from pipeline.scenes.rendered import RenderedScenes
@@ -86,32 +84,3 @@ def test_a_model_of_another_name_is_refused(name, other, tmp_path):
     trained(other, SCENES, tmp_path / "first", steps=1)
     with pytest.raises(UserError, match=f"holds a {other}"):
         trained(name, SCENES, tmp_path / "second", init=str(tmp_path / "first"))
-
-
-@pytest.fixture
-def group():
-    """A process group of this process alone, over which a model is wrapped as over several."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
-@pytest.mark.parametrize("name", STATISTICS)
-def test_the_loss_of_a_wrapped_model_is_the_model_s(name, group):
-    module = models.find(name)
-    prepared = module.prepare(models.preset(name, "toy").config, Materials(SCENES, towers=TOWERS))
-    torch.manual_seed(0)
-    plain = module.Model(prepared.config)
-    task = module.Task(plain, SCENES, **prepared.task)
-    batch = task.batch(SCENES.places(0, seed=0, batch_size=8))
-    found = []
-    for model in (plain, Ranks(0, 2).wrapped(plain)):
-        task.model = model
-        loss = task.loss(batch, torch.Generator())[0]
-        loss.backward()
-        found.append([loss, *(p.grad for p in plain.parameters() if p.requires_grad)])
-        plain.zero_grad()
-    assert len(found[0]) > 10
-    for wrapped, alone in zip(*found, strict=True):
-        torch.testing.assert_close(wrapped, alone)
