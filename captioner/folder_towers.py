@@ -184,7 +184,9 @@ def _view(root: Path, size: int, flag: str) -> ImageView:
         found = _json(path) if path.is_file() else {}
         mean, std = found.get("image_mean", CLIP_MEAN), found.get("image_std", CLIP_STD)
         sides = [found.get(key, size) for key in ("size", "crop_size")]
-        sides = [(s.get("shortest_edge") or s.get("height")) if isinstance(s, dict) else s for s in sides]
+        sides = [
+            (s.get("shortest_edge") or s.get("height")) if isinstance(s, dict) else s for s in sides
+        ]
         if sides != [size, size] or found.get("resample", 3) != 3:
             raise ValueError(f"images of {sides} pixels for an encoder of {size}, or not bicubic")
         if len(mean) != 3 or len(std) != 3 or not min(std) > 0:

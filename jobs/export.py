@@ -44,7 +44,8 @@ def run(config: Export) -> None:
     from pipeline.errors import UserError
 
     out = Path(config.out)
-    if out.exists() and not (out / diffusers_folder.INDEX).is_file() and any(out.iterdir()):
+    is_empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not is_empty and not (out / diffusers_folder.INDEX).is_file():
         raise UserError(f"OUT={out} holds something else", "give a new folder")
     towers = load_towers(config.clip)
     parts = [

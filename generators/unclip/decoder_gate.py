@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from generators.diffusion.samplers import Sampling
+from generators.evaluation.frechet import Moments, MomentsSum, frechet_distance
 from generators.noise import SampleNoise
 from generators.pixels import to_images
 from generators.preset import Beside, Gate
@@ -29,8 +30,9 @@ PRIOR = "prior:toy"
 def measure(model: PixelDecoder, scenes: RenderedScenes, beside: Beside) -> dict[str, float]:
     """`attributes`: right with the true embedding and no caption; `attributes_<name>` of each kind, and
     `attributes_prior`, `attributes_text`: with the prior's embedding, and with the caption's in its
-    place, which no training has seen (2204.06125, section 5.1); `..._captioned`: all three with the
-    caption told, too. Guidance is swept with the prior's embeddings and captions. Of edits see
+    place, which no training has seen; `..._captioned`: all three with the caption told, too. `fid`,
+    `fid_prior`, `fid_text`: the Frechet distance of what is drawn to the scenes, by the towers'
+    features, by which 2204.06125, section 5.1, orders the three, as `order_...` do here. Guidance is swept with the prior's embeddings and captions. Of edits see
     `edits_quality.measure`.
     """
     examples = scenes.first(SCENES)
@@ -40,17 +42,20 @@ def measure(model: PixelDecoder, scenes: RenderedScenes, beside: Beside) -> dict
     true = towers.encode_image(towers.prepare(examples.images).to(model.device))
     prior = beside.models[PRIOR].sample(text, SampleNoise(range(SCENES), model.device))
     embeddings = {"": true, "_prior": prior, "_text": text.pooled}
+    real = moments(true)
 
     figures: dict[str, float] = {}
     for name, embedding in embeddings.items():
         drawn = draw(model, embedding, empty.repeated(SCENES), range(SCENES), empty)
+        seen = towers.encode_image(towers.prepare(drawn).to(model.device))
+        figures[f"fid{name}"] = frechet_distance(moments(seen), real)
         found = followed(texts, drawn, level).figures()
         figures |= found if not name else {f"attributes{name}": found["attributes"]}
         part = draw(model, embedding[:CAPTIONED], _first(text, CAPTIONED), range(CAPTIONED), empty)
         right = followed(texts[:CAPTIONED], part, level).figures()["attributes"]
         figures[f"attributes{name}_captioned"] = right
-    figures["order_true_prior"] = figures["attributes"] - figures["attributes_prior"]
-    figures["order_prior_text"] = figures["attributes_prior"] - figures["attributes_text"]
+    figures["order_true_prior"] = figures["fid_prior"] - figures["fid"]
+    figures["order_prior_text"] = figures["fid_text"] - figures["fid_prior"]
 
     several = _first(text, SWEPT).repeated(SAMPLES)
     means = prior[:SWEPT].repeat_interleave(SAMPLES, dim=0)
@@ -61,6 +66,13 @@ def measure(model: PixelDecoder, scenes: RenderedScenes, beside: Beside) -> dict
 
     stack = UnClip(model, towers, beside.models[PRIOR], choice=Choice(inversion=INVERSION))
     return figures | swept(at, texts[:SWEPT], level) | edits_quality.measure(stack, scenes)
+
+
+def moments(features: Tensor) -> Moments:
+    """Of features (B, E)."""
+    found = MomentsSum()
+    found.add(features.cpu().numpy())
+    return found.moments()
 
 
 @torch.no_grad()

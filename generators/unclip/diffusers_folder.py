@@ -1,6 +1,7 @@
 """unCLIP stacks as folders that diffusers' UnCLIPPipeline loads and runs, and back: Karlo's layout."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def save(
     try:
         for name, module in (modules | texts).items():
             index[name] = [None, None]
+            shutil.rmtree(folder / name, ignore_errors=True)  # of a folder that was here before
             if module is not None:
                 module.save_pretrained(str(folder / name))
                 index[name] = _class_of(name, module)

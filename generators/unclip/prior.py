@@ -163,7 +163,7 @@ def _toy() -> Preset:
         image_size=16, embed_dim=64, text_width=64, context=32, width=128, depth=2, heads=4
     )
     fit = {
-        "steps": 1_500,
+        "steps": 1_000,
         "batch_size": 64,
         "lr": 3e-3,
         "warmup_steps": 100,

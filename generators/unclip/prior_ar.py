@@ -214,7 +214,7 @@ def _toy() -> Preset:
         heads=4,
     )
     fit = {
-        "steps": 2_500,
+        "steps": 1_200,
         "batch_size": 64,
         "lr": 3e-3,
         "warmup_steps": 100,

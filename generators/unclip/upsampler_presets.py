@@ -36,7 +36,7 @@ def _toy(degradation: Degradation) -> Preset:
         prediction="sample",
     )
     fit = {
-        "steps": 900,
+        "steps": 1_200,
         "batch_size": 6,
         "lr": 4e-3,
         "warmup_steps": 50,

@@ -1,5 +1,6 @@
 """open_clip's text towers in transformers' classes, and folders of these as towers: the same ids, the same numbers."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -61,9 +62,7 @@ def states_of(found: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.
     ("kind", "quick", "text"),
     [
         (CLIP, True, {}),
-        (CLIP, False, {}),
         (CLIP, False, {"pool_type": "eos", "eos_id": 49407}),
-        (CustomTextCLIP, False, {}),
         (CustomTextCLIP, True, {"pool_type": "eos", "eos_id": 49407}),
         (CustomTextCLIP, False, {"act_kwargs": {"approximate": "tanh"}}),
         (CustomTextCLIP, False, {"mlp_ratio": 2.0, "norm_kwargs": {"eps": 1e-3}}),
@@ -79,11 +78,29 @@ def test_states_and_embeddings_are_open_clips(kind: type, quick: bool, text: dic
     assert (found.text_embeds - pooled).abs().max() <= 1e-5
 
 
-def test_folder_gives_the_same_ids_and_numbers(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of UnCLIPImageVariationPipeline's towers."""
+    path = tmp_path_factory.mktemp("towers")
+    text_model(model(), TOKENIZER).save_pretrained(path / "text_encoder")
+    clip_tokenizer(CONTEXT).save_pretrained(path / "tokenizer")
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        projection_dim=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    CLIPVisionModelWithProjection(config).save_pretrained(path / "image_encoder")
+    return path
+
+
+def test_folder_gives_the_same_ids_and_numbers(folder: Path) -> None:
     peer = model()
-    text_model(peer, TOKENIZER).save_pretrained(tmp_path)
-    clip_tokenizer(CONTEXT).save_pretrained(tmp_path)
-    words = CLIPTokenizer.from_pretrained(tmp_path)
+    words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     assert words.model_max_length == CONTEXT
     read = words(
         TEXTS, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
@@ -93,7 +110,7 @@ def test_folder_gives_the_same_ids_and_numbers(tmp_path: Path) -> None:
     assert not ids[~mask].any()  # all that is left out is padding
     states, pooled = states_of(peer, ids)
     with torch.no_grad():
-        found = CLIPTextModelWithProjection.from_pretrained(tmp_path)(read.input_ids)
+        found = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder")(read.input_ids)
     assert (found.last_hidden_state - states)[mask].abs().max() <= 1e-5
     assert (found.text_embeds - pooled).abs().max() <= 1e-5
 
@@ -128,26 +145,6 @@ def test_other_words_are_refused() -> None:
     other = open_clip.tokenizer.SimpleTokenizer(context_length=CONTEXT, clean="canonicalize")
     with pytest.raises(UserError, match="other words"):
         text_model(model(), other)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of UnCLIPImageVariationPipeline's towers."""
-    path = tmp_path_factory.mktemp("towers")
-    text_model(model(), TOKENIZER).save_pretrained(path / "text_encoder")
-    clip_tokenizer(CONTEXT).save_pretrained(path / "tokenizer")
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        projection_dim=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
-    )
-    CLIPVisionModelWithProjection(config).save_pretrained(path / "image_encoder")
-    return path
 
 
 def test_folders_are_towers_with_their_own_lengths(folder: Path) -> None:
@@ -190,7 +187,14 @@ def test_without_an_image_encoder_images_are_refused(folder: Path, tmp_path: Pat
         ("text_encoder/config.json", b'{"hidden_size": 4096}', "bytes of safetensors"),
         ("text_encoder/config.json", b"[]", "no object"),
         ("text_encoder/model.safetensors", b"x" * 20_000_000, "text_encoder"),
+        ("text_encoder/config.json", b'{"hidden_size": "a"}', "hidden_size"),
         ("tokenizer/tokenizer.json", b"{", "tokenizer"),
+        ("tokenizer/tokenizer_config.json", b'{"model_max_length": 1}', "captions of 1 tokens"),
+        (
+            "feature_extractor/preprocessor_config.json",
+            b'{"size": 48}',
+            "images of .48, 32. pixels",
+        ),
         ("image_encoder/model.safetensors", None, "image_encoder"),
     ],
 )
@@ -201,7 +205,24 @@ def test_damaged_folders_are_one_line(
     if content is None:
         (copied / file).rename((copied / file).with_name("pytorch_model.bin"))
     else:
+        (copied / file).parent.mkdir(exist_ok=True)
         (copied / file).write_bytes(content)
     with pytest.raises(UserError, match=said) as error:
         load_folder_towers(str(copied))
     assert "\n" not in error.value.message
+
+
+def test_code_that_a_configuration_names_is_not_asked_for(folder: Path, tmp_path: Path) -> None:
+    """transformers would fetch a kernel and run it, or import a quantiser."""
+    copied = shutil.copytree(
+        folder, tmp_path / "copied", ignore=shutil.ignore_patterns("image_encoder")
+    )
+    path = copied / "text_encoder" / "config.json"
+    named = {
+        "attn_implementation": "someone/attention",
+        "quantization_config": {"quant_method": "x"},
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    ids = TOKENIZER(TEXTS)
+    found = load_folder_towers(str(copied)).encode_text(ids)[2]
+    assert (found - states_of(model(), ids)[1]).abs().max() <= 1e-5

@@ -1,5 +1,7 @@
 """Tiny guides with weights that are none of them zero."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,17 +22,18 @@ CLIP = noised_clip.Config(**SIZES, embed_dim=6)
 
 
 def classifier() -> classifiers.Model:
-    return _frozen(classifiers.Model, CLASSIFIER)
+    return shaken(classifiers.Model, CLASSIFIER)
 
 
 def clip() -> noised_clip.Model:
-    return _frozen(noised_clip.Model, CLIP)
+    return shaken(noised_clip.Model, CLIP)
 
 
-def _frozen(kind, config):
+def shaken(kind, config, **changed):
+    """A frozen model of a config, changed or not."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = kind(config)
+        model = kind(replace(config, **changed))
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape)
     return model.eval().requires_grad_(False)

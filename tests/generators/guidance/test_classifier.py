@@ -23,9 +23,9 @@ HELD_OUT = RenderedScenes("A16", "test", -1).first(24)
 CONFIG = Config(**SIZES, classes=COLOURS)
 
 
-def task_of(config: Config = CONFIG, held_out: Examples | None = HELD_OUT) -> Task:
+def task_of(held_out: Examples | None = HELD_OUT, **options) -> Task:
     torch.manual_seed(0)
-    return Task(Model(config), SCENES, held_out=held_out)
+    return Task(Model(CONFIG), SCENES, held_out=held_out, **options)
 
 
 def examples(number: int = 4, texts: list[str] | None = None) -> Examples:
@@ -108,7 +108,8 @@ def test_held_out_figures_are_of_those_with_a_class():
     assert task_of(held_out=None).evaluate() == {}
 
 
-def test_classes_are_the_user_s_or_the_preset_s():
+def test_classes_are_the_user_s_or_the_preset_s(monkeypatch):
+    monkeypatch.setattr(classifier, "READ", 500)
     toy, adm = PRESETS["toy"]().config, PRESETS["adm-64"]().config
     assert prepare(toy, Materials(SCENES)).config == toy
     shapes = prepare(adm, Materials(SCENES, classes=("circle", "Heart"))).config
@@ -130,21 +131,21 @@ def test_a_saved_classifier_is_loaded_with_its_classes(tmp_path):
 
 
 def test_it_learns_a_few_scenes_through_noise_and_a_resumed_run_is_the_same(tmp_path):
-    settings = Fit(steps=60, batch_size=8, lr=1e-2, device="cpu", schedule="constant")
+    settings = Fit(steps=30, batch_size=8, lr=1e-2, device="cpu", schedule="constant")
     few = RenderedScenes("A16", "train", 0, size=8)
 
     def trained(name: str, steps: int) -> dict[str, float]:
         torch.manual_seed(0)
-        task = Task(Model(CONFIG), few, held_out=few.first(8))
+        task = Task(Model(CONFIG), few, held_out=few.first(8), optimizer="muon")
         fit(task, replace(settings, steps=steps), tmp_path / name)
         task.model.eval()
         return task.evaluate()
 
-    figures = trained("whole", 60)
+    figures = trained("whole", 30)
     assert figures["accuracy_clean"] >= 0.75  # by chance 1/8
     assert figures["accuracy_t0"] > figures["accuracy_t750"]
-    trained("resumed", 25)
-    assert trained("resumed", 60) == figures
+    trained("resumed", 10)
+    assert trained("resumed", 30) == figures
     whole, resumed = (
         load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed")
     )
@@ -158,3 +159,13 @@ def test_blocks_are_reached_by_their_call():
         block.register_forward_hook(lambda module, *_: called.append(module))
     task.loss(task.tensors(examples()), torch.Generator())
     assert called == list(task.blocks()) and classifier.GATE.beside == ("glide:toy",)
+
+
+def test_muon_trains_what_is_inside_of_blocks():
+    task = task_of(**PRESETS["toy"]().task)
+    muon, *others = task.parameter_groups()
+    assert muon["optimizer"] == "muon" and all(p.ndim >= 2 for p in muon["params"])
+    inside = {id(p) for block in task.blocks() for p in block.parameters() if p.ndim >= 2}
+    assert {id(p) for p in muon["params"]} == inside
+    num = sum(len(group["params"]) for group in (muon, *others))
+    assert num == len(list(task.model.parameters()))

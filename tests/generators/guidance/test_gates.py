@@ -94,10 +94,10 @@ def corner_of(gradient: Tensor) -> Scene:
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(classifier_gate, "SEEN", 40)
-    monkeypatch.setattr(classifier_gate, "DRAWN", 2)
+    monkeypatch.setattr(classifier_gate, "DRAWN", 1)
     monkeypatch.setattr(noised_clip_gate, "AMONG", 12)
     monkeypatch.setattr(noised_clip_gate, "GROUPS", 2)
-    monkeypatch.setattr(noised_clip_gate, "DRAWN", 24)
+    monkeypatch.setattr(noised_clip_gate, "DRAWN", 12)
 
 
 def test_a_model_that_goes_where_the_classifier_points_rises_to_1(few):
@@ -111,8 +111,8 @@ def test_a_model_that_goes_where_the_classifier_points_rises_to_1(few):
 
 def test_a_model_that_does_not_listen_does_not_rise(few):
     beside = Beside(models={"glide:toy": Follower(lambda gradient: plain("red"))})
-    figures = classifier_gate.measure(Corners(), SCENES, beside)
-    assert figures["shown_4"] == 1 / 8 and figures["guidance_rise"] == 0
+    figures = classifier_gate.guided(Corners(), SCENES.level, beside)
+    assert figures["shown_4"] == figures["shown_0"] == 1 / 8
 
 
 def test_accuracies_are_of_the_classes_through_noise():

@@ -28,6 +28,7 @@ from generators.unclip.diffusers_folder import Stack
 WIDTH, CONTEXT, TIME, CROSS = 32, 12, 128, 48
 SEEDS = (3, 4)
 PROMPTS = ["a red circle", "two blue squares on grass"]
+FEW = ("6", "6", "4")  # steps of prior, decoder and upsampler
 
 
 def prior() -> PriorTransformer:
@@ -188,6 +189,12 @@ def theirs(pipe: UnCLIPPipeline, prior: float, decoder: float, **more: Any) -> n
         output_type="np",
         **more,
     ).images
+
+
+def few() -> dict[str, int]:
+    """FEW as the pipeline's arguments."""
+    names = ("prior", "decoder", "super_res")
+    return {f"{n}_num_inference_steps": int(s) for n, s in zip(names, FEW, strict=True)}
 
 
 def condition(towers: Towers, texts: Sequence[str]) -> TextCondition:

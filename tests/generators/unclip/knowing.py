@@ -46,13 +46,7 @@ class KnowingTowers:
         return torch.tensor([self._ids(text) for text in texts])
 
     def _ids(self, text: str) -> list[int]:
-        claims = parse(text)
-        if self.deaf or not claims.mentions:
-            return [-1] * len(ATTRIBUTES)
-        (mention,) = claims.mentions
-        said = {name: getattr(mention, name) for name in ("shape", "colour", "size")}
-        said |= {"position": mention.positions[0], "background": next(iter(claims.backgrounds))}
-        return [VALUES[name].index(said[name]) for name in ATTRIBUTES]
+        return _values(None if self.deaf or not text else parse(text).scene())
 
     def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         states = torch.zeros(*ids.shape, WIDTH)
@@ -83,25 +77,26 @@ def _embedded(values: list[list[int]], last: int) -> Tensor:
 class KnowingDecoder(PixelDecoder):
     """Draws the scene of an image's embedding by the real samplers; that of a caption's it takes for
     another one. Without guidance its samples differ a little.
+
+    wrong: it takes all embeddings so.
     """
 
-    def __init__(self) -> None:
-        super().__init__(
-            replace(OF_TOWERS, embed_dim=WIDTH, text_width=WIDTH, prediction="sample")
-        )
+    def __init__(self, wrong: bool = False) -> None:
+        super().__init__(replace(OF_TOWERS, embed_dim=WIDTH, text_width=WIDTH, prediction="sample"))
+        self.wrong = wrong
 
     def guided(self, embedding, text, *, empty=None, guidance=1.0, known=None):
-        drawn = to_model(np.stack([_drawn(row) for row in embedding]))
+        drawn = to_model(np.stack([_drawn(row, self.wrong) for row in embedding]))
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
-            clean = drawn if guidance > 1 else drawn + 0.004 * noisy.sign()
+            clean = drawn if guidance > 1 else drawn + 0.02 * (noisy - drawn).sign()
             return torch.cat([clean, torch.zeros_like(clean)], dim=1)
 
         return predict
 
 
-def _drawn(embedding: Tensor) -> np.ndarray:
-    off = int(embedding[-1] < 0)
+def _drawn(embedding: Tensor, wrong: bool) -> np.ndarray:
+    off = int(wrong or embedding[-1] < 0)
     groups = embedding[:-1].split(COUNTS)
     said = {
         name: VALUES[name][(int(group.argmax()) + off) % len(group)]

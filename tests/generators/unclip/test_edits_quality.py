@@ -7,7 +7,6 @@ from generators.unclip.unclip import Choice, UnClip
 from pipeline.scenes.changes import ATTRIBUTES
 from pipeline.scenes.rendered import RenderedScenes
 from tests.generators.unclip.knowing import HalfPrior, KnowingDecoder, KnowingTowers
-from tests.generators.unclip.small_decoders import OF_TOWERS, decoder
 
 SCENES = RenderedScenes("A16", "test", -1)
 
@@ -18,13 +17,13 @@ def fewer(monkeypatch):
     monkeypatch.setattr(edits_quality, "INPAINTED", 3)
 
 
-def measured(towers: KnowingTowers) -> dict[str, float]:
-    stack = UnClip(KnowingDecoder().eval(), towers, HalfPrior(), choice=Choice(inversion="5"))
+def measured(towers: KnowingTowers, model: KnowingDecoder) -> dict[str, float]:
+    stack = UnClip(model.eval(), towers, HalfPrior(), choice=Choice(inversion="5"))
     return edits_quality.measure(stack, SCENES)
 
 
 def test_a_stack_that_knows_scenes_is_right():
-    figures = measured(KnowingTowers())
+    figures = measured(KnowingTowers(), KnowingDecoder())
     assert figures["variations_kept"] == 1
     assert figures["text_diff_right"] == 1
     assert [figures[f"text_diff_{name}"] for name in ATTRIBUTES] == [1] * len(ATTRIBUTES)
@@ -32,14 +31,11 @@ def test_a_stack_that_knows_scenes_is_right():
 
 
 def test_one_that_understands_no_caption_keeps_its_images_and_changes_nothing():
-    figures = measured(KnowingTowers(deaf=True))
+    figures = measured(KnowingTowers(deaf=True), KnowingDecoder())
     assert figures["variations_kept"] == 1 and figures["text_diff_right"] == 0
 
 
-def test_one_that_draws_no_scenes_is_wrong(monkeypatch):
-    monkeypatch.setattr(edits_quality, "EDITED", 5)
-    model = decoder(OF_TOWERS)
-    towers = KnowingTowers()
-    monkeypatch.setattr(UnClip, "embedding", lambda stack, image: model.text_proj.null_embedding)
-    monkeypatch.undo()
-    assert towers
+def test_one_that_draws_other_scenes_is_wrong():
+    figures = measured(KnowingTowers(), KnowingDecoder(wrong=True))
+    assert figures["variations_kept"] == 0 and figures["text_diff_right"] == 0
+    assert figures["inpainting_equal"] == 1
