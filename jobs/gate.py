@@ -25,7 +25,8 @@ class GateSettings:
     """A MODEL name, as `train` takes it."""
     seed: int = 0
     work: str = ""
-    """Where the trained models go, by default data/gates/<model>-<seed>; the same command goes on."""
+    """Where the trained model goes, by default data/gates/<model>-<seed>, and beside it towers and models
+    that several gates share; the same command goes on."""
     record: str = str(RECORD)
     """The JSON file that keeps what was reached."""
     threads: int = 1
@@ -63,9 +64,13 @@ def run(config: GateSettings) -> None:
     others = {}
     for entry in gate.beside:
         name, _, preset = entry.partition(":")
-        out = work / f"{name}-{preset}"
+        # Where the gate of that model trains it, too.
+        out = work.parent / f"{name}-{config.seed}"
+        out /= name if preset == PRESET else f"{name}-{preset}"
+        is_told = getattr(models.preset(name, preset).config, "embed_dim", 0) > 0
+        own = materials if is_told else {}
         others[entry] = checkpoint.load(
-            _trained(config, name, preset, gate, out, **materials), config.device
+            _trained(config, name, preset, gate, out, **own), config.device
         )
     more: list[Any] = []
     if gate.ranks:

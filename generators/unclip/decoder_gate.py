@@ -32,8 +32,8 @@ def measure(model: PixelDecoder, scenes: RenderedScenes, beside: Beside) -> dict
     `attributes_prior`, `attributes_text`: with the prior's embedding, and with the caption's in its
     place, which no training has seen; `..._captioned`: all three with the caption told, too. `fid`,
     `fid_prior`, `fid_text`: the Frechet distance of what is drawn to the scenes, by the towers'
-    features, by which 2204.06125, section 5.1, orders the three, as `order_...` do here. Guidance is swept with the prior's embeddings and captions. Of edits see
-    `edits_quality.measure`.
+    features, by which 2204.06125, section 5.1, orders the three, as `order_...` do here. Guidance is
+    swept with the prior's embeddings and captions. Of edits see `edits_quality.measure`.
     """
     examples = scenes.first(SCENES)
     towers, texts, level = beside.towers.to(model.device), examples.texts, scenes.level

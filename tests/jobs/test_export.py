@@ -60,9 +60,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def wanted(given: dict[str, str]) -> np.ndarray:
     models = [checkpoint.load(given[name]) for name in ("prior", "decoder", "upsampler")]
-    return karlo.ours(
-        diffusers_folder.Stack(*models), load_towers(given["clip"]), 2.0, 3.0, karlo.FEW
-    )
+    return karlo.ours(diffusers_folder.Stack(*models), load_towers(given["clip"]), 2.0, 3.0)
 
 
 def test_diffusers_makes_our_image_of_a_prompt(
@@ -76,7 +74,7 @@ def test_diffusers_makes_our_image_of_a_prompt(
         karlo.read(out)
     pipe = karlo.exact(karlo.read(out, trust_remote_code=True))
     assert not type(pipe.text_encoder).__module__.startswith("captioner")
-    assert abs(karlo.theirs(pipe, 2.0, 3.0, **karlo.few()) - wanted(given)).max() <= 1e-4
+    assert abs(karlo.theirs(pipe, 2.0, 3.0) - wanted(given)).max() <= 1e-4
 
 
 def test_a_captioners_towers_run_beside_the_folder(
@@ -92,7 +90,7 @@ def test_a_captioners_towers_run_beside_the_folder(
     assert "text_parts(towers)" in said.out + said.err
     assert "text_parts(towers)" in (out / "README.md").read_text()
     pipe = karlo.exact(karlo.read(out, **text_parts(load_towers("bundled"))))
-    assert abs(karlo.theirs(pipe, 2.0, 3.0, **karlo.few()) - wanted(given)).max() <= 1e-4
+    assert abs(karlo.theirs(pipe, 2.0, 3.0) - wanted(given)).max() <= 1e-4
 
 
 @pytest.mark.parametrize(

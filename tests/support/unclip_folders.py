@@ -10,7 +10,6 @@ from torch import nn
 from captioner.towers import load_towers
 from generators import checkpoint
 from generators.unclip import decoder_parts, upsampler
-from generators.unclip.pixel_decoder import PixelDecoder
 from generators.unclip.prior_network import Config as PriorConfig
 from generators.unclip.prior_network import Prior
 from tests.generators.unclip import small_decoders
@@ -26,8 +25,10 @@ def write(root: Path) -> dict[str, str]:
     towers = load_towers(CLIP)
     embed = {"embed_dim": towers.embed_dim}
     widths = embed | {"text_width": towers.text_width}
-    of_towers = replace(small_decoders.OF_TOWERS, **widths)
-    of_both = replace(small_decoders.OF_BOTH, embed_dim=towers.embed_dim)
+    # Random predictions of v leave bounded images; those of epsilon are all black and white.
+    how = {"prediction": "v_prediction"}
+    of_towers = replace(small_decoders.OF_TOWERS, **widths, **how)
+    of_both = replace(small_decoders.OF_BOTH, **embed, **how)
     about = {"towers": dict(towers.about)}
     folders: dict[str, str] = {}
 
@@ -43,7 +44,7 @@ def write(root: Path) -> dict[str, str]:
         "worded": of_both,
         "ancestral": replace(of_towers, sampler="ddpm"),
     }.items():
-        save(folder, "decoder", _tame(small_decoders.decoder(config)), about)
+        save(folder, "decoder", small_decoders.decoder(config), about)
     other = {"towers": about["towers"] | {"weights": "sha256:0"}}
     save("stranger", "decoder", small_decoders.decoder(of_towers), other)
     save("unknown", "decoder", small_decoders.decoder(small_decoders.OF_TOWERS), {})
@@ -56,14 +57,6 @@ def write(root: Path) -> dict[str, str]:
     for size in (32, 64):
         save(f"up{size}", "upsampler", upsampler.Model(_enlarging(size)), {})
     return folders
-
-
-def _tame(model: PixelDecoder) -> PixelDecoder:
-    """A network whose images are not all black and white, and differ by what it is told."""
-    with torch.no_grad():
-        model.decoder.conv_out.weight.mul_(0.1)
-        model.decoder.conv_out.bias.zero_()
-    return model
 
 
 def _enlarging(size: int) -> upsampler.Config:

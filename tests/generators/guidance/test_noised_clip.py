@@ -127,10 +127,9 @@ def test_towers_stay_as_they_are_and_out_of_the_weights(tmp_path):
 def test_it_learns_the_captions_of_a_few_scenes_through_noise(tmp_path):
     few = RenderedScenes("A16", "train", 0, size=8)
     torch.manual_seed(0)
-    options = {"towers": LinearTowers(), "text_weight": 1, "optimizer": "muon"}
-    task = Task(Model(CONFIG), few, held_out=few.first(8), **options)
+    task = Task(Model(CONFIG), few, held_out=few.first(8), towers=LinearTowers(), text_weight=1)
     assert task.evaluate()["r1_clean"] < 0.5
-    settings = Fit(steps=80, batch_size=8, lr=1e-2, device="cpu", schedule="constant")
+    settings = Fit(steps=120, batch_size=8, lr=1e-2, device="cpu", schedule="constant")
     fit(task, settings, tmp_path)
     task.model.eval()
     figures = task.evaluate()

@@ -76,7 +76,7 @@ def _embedded(values: list[list[int]], last: int) -> Tensor:
 
 class KnowingDecoder(PixelDecoder):
     """Draws the scene of an image's embedding by the real samplers; that of a caption's it takes for
-    another one. Without guidance its samples differ a little.
+    always the same one. Without guidance its samples differ a little.
 
     wrong: it takes all embeddings so.
     """
@@ -96,10 +96,10 @@ class KnowingDecoder(PixelDecoder):
 
 
 def _drawn(embedding: Tensor, wrong: bool) -> np.ndarray:
-    off = int(wrong or embedding[-1] < 0)
     groups = embedding[:-1].split(COUNTS)
+    known = not wrong and embedding[-1] > 0
     said = {
-        name: VALUES[name][(int(group.argmax()) + off) % len(group)]
+        name: VALUES[name][int(group.argmax()) if known else 0]
         for name, group in zip(ATTRIBUTES, groups, strict=True)
     }
     background = said.pop("background")
@@ -107,10 +107,10 @@ def _drawn(embedding: Tensor, wrong: bool) -> np.ndarray:
 
 
 class HalfPrior:
-    """Knows what embedding an image of a caption has; every second one it gives to another caption."""
+    """Knows what embedding an image of a caption has, but every second one is that of the first."""
 
     def sample(self, text: TextCondition, noise: object, **options: object) -> Tensor:
         found = text.pooled.clone()
         found[:, -1] *= -1
-        found[::2] = found[::2].roll(1, dims=0)
+        found[::2] = found[:1].clone()
         return found

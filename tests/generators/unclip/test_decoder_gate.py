@@ -14,7 +14,7 @@ SCENES = RenderedScenes("A16", "test", -1)
 @pytest.fixture(scope="module")
 def figures() -> dict[str, float]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, fewer in (("SCENES", 64), ("CAPTIONED", 16), ("SWEPT", 4), ("INVERSION", "5")):
+        for name, fewer in (("SCENES", 48), ("CAPTIONED", 8), ("SWEPT", 4), ("INVERSION", "5")):
             patch.setattr(decoder_gate, name, fewer)
         for name, fewer in (("EDITED", 5), ("INPAINTED", 2)):
             patch.setattr(edits_quality, name, fewer)

@@ -35,7 +35,7 @@ def test_one_that_understands_no_caption_keeps_its_images_and_changes_nothing():
     assert figures["variations_kept"] == 1 and figures["text_diff_right"] == 0
 
 
-def test_one_that_draws_other_scenes_is_wrong():
+def test_one_that_draws_one_scene_alone_is_wrong():
     figures = measured(KnowingTowers(), KnowingDecoder(wrong=True))
-    assert figures["variations_kept"] == 0 and figures["text_diff_right"] == 0
+    assert figures["variations_kept"] < 0.5 and figures["text_diff_right"] == 0
     assert figures["inpainting_equal"] == 1

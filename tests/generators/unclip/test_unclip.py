@@ -8,6 +8,7 @@ import torch
 
 from generators.diffusion.samplers import Sampling
 from generators.noise import SampleNoise
+from generators.pixels import to_model
 from generators.towers import TextCondition
 from generators.unclip import upsampler
 from generators.unclip.manipulation import slerp
@@ -155,6 +156,25 @@ def test_known_pixels_stay_bit_by_bit(upsamplers):
     assert (found[0][~known] != image[~known]).any() and not np.array_equal(found[0], found[1])
 
 
+def test_what_was_trained_to_inpaint_is_shown_the_image_where_there_is_one():
+    model, seen = decoder(replace(OF_TOWERS, inpaint=True)), []
+    with torch.no_grad():
+        model.decoder.conv_in.weight[:, 3:].normal_()
+    model.decoder.conv_in.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    whole = UnClip(model, TOWERS, Noisy(), choice=Choice(guidance=2.0))
+    known = np.ones((16, 16), bool)
+    known[3:9, 5:] = False
+    found = whole.inpaint(IMAGES[0], known, PROMPTS[0], 2)
+    assert (found[:, known] == IMAGES[0][known]).all()
+    mask = torch.from_numpy(known)
+    shown = torch.cat([to_model(IMAGES[:1])[0] * mask, mask[None]])
+    assert all(torch.equal(given[:, 3:], shown.expand(4, -1, -1, -1)) for given in seen)
+    seen.clear()
+    assert whole.sample(PROMPTS[0], 2).shape == (2, 16, 16, 3)
+    whole.variations(IMAGES[0])
+    assert seen and not any(given[:, 3:].any() for given in seen)
+
+
 def test_a_small_pixel_is_known_where_all_it_stands_for_is(monkeypatch):
     whole, seen = stack(upsamplers=(enlarging(),)), {}
 
@@ -179,6 +199,10 @@ def test_upsamplers_follow_in_their_order():
 def test_images_of_another_size_are_refused():
     with pytest.raises(UserError, match="uint8 \\(16, 16, 3\\)"):
         stack().variations(np.zeros((8, 8, 3), np.uint8))
+    image = np.zeros((16, 16, 3), np.uint8)
+    for mask in (np.ones((8, 8), bool), np.ones((16, 16), np.uint8)):
+        with pytest.raises(UserError, match="bool \\(16, 16\\)"):
+            stack().inpaint(image, mask, "a star")
     with pytest.raises(UserError, match="VIA"):
         Choice(via="magic")
 
