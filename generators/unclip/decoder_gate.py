@@ -33,7 +33,7 @@ def measure(model: PixelDecoder, scenes: RenderedScenes, beside: Beside) -> dict
     place, which no training has seen; `..._captioned`: all three with the caption told, too. `fid`,
     `fid_prior`, `fid_text`: the Frechet distance of what is drawn to the scenes, by the towers'
     features, by which 2204.06125, section 5.1, orders the three, as `order_...` do here. Guidance is
-    swept with the prior's embeddings and captions. Of edits see `edits_quality.measure`.
+    swept with the true embeddings alone. Of edits see `edits_quality.measure`.
     """
     examples = scenes.first(SCENES)
     towers, texts, level = beside.towers.to(model.device), examples.texts, scenes.level
@@ -57,11 +57,11 @@ def measure(model: PixelDecoder, scenes: RenderedScenes, beside: Beside) -> dict
     figures["order_true_prior"] = figures["fid_prior"] - figures["fid"]
     figures["order_prior_text"] = figures["fid_text"] - figures["fid_prior"]
 
-    several = _first(text, SWEPT).repeated(SAMPLES)
-    means = prior[:SWEPT].repeat_interleave(SAMPLES, dim=0)
+    same = true[:SWEPT].repeat_interleave(SAMPLES, dim=0)
 
     def at(guidance: float) -> np.ndarray:
-        drawn = draw(model, means, several, range(SWEPT * SAMPLES), empty, guidance)
+        num = SWEPT * SAMPLES
+        drawn = draw(model, same, empty.repeated(num), range(num), empty, guidance)
         return drawn.reshape(SWEPT, SAMPLES, *drawn.shape[1:])
 
     stack = UnClip(model, towers, beside.models[PRIOR], choice=Choice(inversion=INVERSION))

@@ -8,7 +8,7 @@ import numpy as np
 
 from generators.evaluation.prompt_following import Following, follow
 
-SCALES = (1.0, 2.0, 4.0)
+SCALES = (1.0, 1.5, 2.0, 4.0)
 
 
 def followed(texts: Sequence[str], images: np.ndarray, level: str) -> Following:
