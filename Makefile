@@ -168,7 +168,7 @@ sample: $(READY)  ## Pictures of a trained generator.  CKPT= PROMPT="a red circl
 	$(call need,CKPT,MODEL=dalle CKPT=my-dalle PROMPT="a red circle on grass" N=16)
 	@$(JOBS) sample $(STACK) $(call flag,MODEL,model) $(call flag,PROMPT,prompt) $(call flag,PROMPTS,prompts) $(call flag,N,n) $(call flag,OUT,out) $(call flag,RERANK,rerank) $(call flag,IMAGE,image) $(ARGS)
 
-edit: $(READY)  ## Pictures changed.  EDIT=variations|interpolate|text-diff|inpaint|compare CKPT= CLIP= IMAGE= [TO_IMAGE=] [FROM= TO=] [MASK= PROMPT=] [PRIOR=] [N=8] [OUT=edits]
+edit: $(READY)  ## Pictures changed.  EDIT=variations|interpolate|text-diff|inpaint|compare CKPT= CLIP= IMAGE= [TO_IMAGE=] [FROM= TO= STRENGTH=] [MASK= PROMPT=] [PRIOR=] [STEPS=] [N=8] [OUT=edits]
 	$(call need,EDIT,EDIT=variations CKPT=my-decoder CLIP=<towers> IMAGE=cat.png)
 	$(call need,CKPT,EDIT=variations CKPT=my-decoder CLIP=<towers> IMAGE=cat.png)
 	@$(JOBS) edit $(STACK) $(call flag,EDIT,edit) $(call flag,IMAGE,image) $(call flag,TO_IMAGE,to-image) $(call flag,FROM,before) $(call flag,TO,after) $(call flag,STRENGTH,strength) $(call flag,MASK,mask) $(call flag,PROMPT,prompt) $(call flag,N,n) $(call flag,OUT,out) $(ARGS)

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 RECORD = Path(__file__).parents[1] / "tests" / "gates.json"
 PRESET = "toy"
+CPU_SECONDS = "cpu_seconds.txt"
 HELD_OUT_SEED = -1  # trainings have seeds from 0 on
 
 
@@ -49,17 +52,21 @@ def run(config: GateSettings) -> None:
     gate = models.find(config.model).GATE
     torch.set_num_threads(config.threads)
     work = Path(config.work or f"data/gates/{config.model}-{config.seed}")
-    start = time.process_time()
+    trained: list[Path] = []
     first_stage = ""
     if gate.first_stage:
         name, _, preset = gate.first_stage.partition(":")
-        first_stage = str(_trained(config, name, preset, gate, work / name))
+        trained.append(_trained(config, name, preset, gate, work / name))
+        first_stage = str(trained[0])
     towers = None
     if gate.towers:  # those of all gates of a level
         shared = work.parent / f"towers-{gate.level}-{config.seed}"
-        towers = level_a_towers.towers(gate.level, config.seed, shared)
+        with _counted(shared, level_a_towers.saved(shared)):
+            towers = level_a_towers.towers(gate.level, config.seed, shared)
+        trained.append(shared)
     materials = {"first_stage": first_stage, "towers": towers}
     folder = _trained(config, config.model, PRESET, gate, work / config.model, **materials)
+    trained.append(folder)
     model = checkpoint.load(folder, config.device)
     others = {}
     for entry in gate.beside:
@@ -69,16 +76,18 @@ def run(config: GateSettings) -> None:
         out /= name if preset == PRESET else f"{name}-{preset}"
         is_told = getattr(models.preset(name, preset).config, "embed_dim", 0) > 0
         own = materials if is_told else {}
-        others[entry] = checkpoint.load(
-            _trained(config, name, preset, gate, out, **own), config.device
-        )
+        trained.append(_trained(config, name, preset, gate, out, **own))
+        others[entry] = checkpoint.load(out, config.device)
     more: list[Any] = []
     if gate.ranks:
-        scenes = RenderedScenes(gate.level, "train", config.seed)
-        more = [level_a_scorer.train(scenes, model.first_stage, work / "towers", seed=config.seed)]
+        scenes, ranking = RenderedScenes(gate.level, "train", config.seed), work / "towers"
+        with _counted(ranking, ranking / "model.safetensors"):
+            scorer = level_a_scorer.train(scenes, model.first_stage, ranking, seed=config.seed)
+        trained.append(ranking)
+        more = [scorer]
     if gate.towers or gate.beside:
         more = [Beside(towers, others)]
-    seconds = time.process_time() - start
+    seconds = sum(float((path / CPU_SECONDS).read_text()) for path in trained)
     held_out = RenderedScenes(gate.level, "test", HELD_OUT_SEED)
     figures = gate.measure(model, held_out, *more)
     missed = _tell(config.model, figures, gate)
@@ -98,6 +107,7 @@ def _trained(
     towers: "Towers | None" = None,
 ) -> Path:
     """A model's folder, trained on scenes of the gate's level."""
+    from generators import checkpoint
     from jobs import generator_fit
     from pipeline.scenes.rendered import RenderedScenes
 
@@ -113,8 +123,21 @@ def _trained(
     settings = generator_fit.settings_of(
         job, seed=config.seed, device=config.device, evaluate_every=0
     )
-    generator_fit.train(job, settings, hint="give another --work")
+    with _counted(out, out / checkpoint.CONFIG):
+        generator_fit.train(job, settings, hint="give another --work")
     return out
+
+
+@contextmanager
+def _counted(folder: Path, result: Path) -> Iterator[None]:
+    """Adds the CPU seconds of a training to those that its folder tells of, unless the result was there."""
+    start, is_done = time.process_time(), result.exists()
+    yield
+    path = folder / CPU_SECONDS
+    before = float(path.read_text()) if path.exists() else 0.0
+    if not is_done or not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{before + time.process_time() - start:.1f}\n")
 
 
 def _tell(name: str, figures: dict[str, float], gate: "Gate") -> list[str]:
@@ -132,7 +155,7 @@ def _tell(name: str, figures: dict[str, float], gate: "Gate") -> list[str]:
 
 
 def _record(config: GateSettings, gate: "Gate", figures: dict[str, float], seconds: float) -> None:
-    """Adds this model's line to the record; CPU seconds are those of this call's training."""
+    """Adds this model's line to the record; CPU seconds are of all trainings that it rests on."""
     from pipeline import runs, storage
 
     path = Path(config.record)

@@ -36,15 +36,20 @@ def towers(level: str, seed: int, folder: Path) -> "ContrastiveTowers":
     from jobs.level_a_scorer import model_config
     from pipeline.scenes.rendered import RenderedScenes
 
-    saved = folder / "towers"
-    if not (saved / "config.json").is_file():
+    if not saved(folder).is_file():
         scenes = RenderedScenes(level, "train", seed)
         base, tokenizer = fitted(scenes, PartlyTold(scenes), folder, seed=seed, steps=STEPS)
         config = model_config(len(scenes.image(0)), tokenizer.size)
         styles = {"long": Style(CONTEXT, DecodeSettings())}
         stacks = {"long": base_stack(base)}
-        save_captioner(Checkpoint(config, base, stacks, styles, tokenizer, MEAN, STD), saved)
-    return load_towers(str(saved))
+        checkpoint = Checkpoint(config, base, stacks, styles, tokenizer, MEAN, STD)
+        save_captioner(checkpoint, saved(folder).parent)
+    return load_towers(str(saved(folder).parent))
+
+
+def saved(folder: Path) -> Path:
+    """What is there when the towers of a folder are trained."""
+    return folder / "towers" / "config.json"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Every model has passed its gate, as it stands; two are trained anew."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -96,3 +97,20 @@ def test_towers_and_models_beside_are_trained_with_the_same_materials(tmp_path, 
     told = json.loads((tmp_path / "prior-3/prior/config.json").read_text())["about"]
     assert told["towers"] == towers.about
     assert json.loads(record.read_text())["prior"]["bars"] == {"width": ">= 1"}
+
+
+def test_cpu_seconds_are_of_all_calls_that_trained(tmp_path):
+    """A call that finds the result adds nothing; one that has to go on, adds its own."""
+    folder, told = tmp_path / "out", []
+    result = folder / "done"
+    for is_done in (False, True, False):
+        if not is_done:
+            result.unlink(missing_ok=True)
+        with gate._counted(folder, result):
+            start = time.process_time()
+            while time.process_time() < start + 0.2:
+                pass
+            folder.mkdir(exist_ok=True)
+            result.touch()
+        told.append(float((folder / gate.CPU_SECONDS).read_text()))
+    assert told[0] >= 0.2 and told[1] == told[0] and told[2] >= told[0] + 0.2
