@@ -289,7 +289,7 @@ def test_a_learned_variance_is_trained_and_sampled_with():
 def test_training_lowers_the_loss_and_reaches_every_weight(preset: str):
     torch.manual_seed(0)
     config = replace(upsampler.PRESETS[preset]().config, channels=8, norm_groups=4)
-    made = upsampler.Task(upsampler.Model(config), SCENES)
+    made = upsampler.Task(upsampler.Model(config), RenderedScenes("C"))
     batches = [made.batch(made.places(i, seed=0, batch_size=4)) for i in range(4)]
     optimizer = torch.optim.AdamW(made.parameter_groups(), lr=3e-3)
     losses = []
