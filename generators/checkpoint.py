@@ -42,7 +42,8 @@ def describe(folder: Path | str) -> dict:
     try:
         record = json.loads(path.read_bytes())
         models.find(record["model"])
-        record["config"], record["about"]
+        if not isinstance(record["config"], dict) or not isinstance(record["about"], dict):
+            raise ValueError("config and about are no objects")
     except FileNotFoundError:
         raise UserError(
             f"{folder} is no trained model: it has no {CONFIG}", "give the OUT of a make train"

@@ -102,6 +102,8 @@ def read_prompts(path: str) -> list[str]:
         raise UserError(f"PROMPTS={path}: {error.strerror or error}", "check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"PROMPTS={path} is no text in UTF-8", "convert it") from error
+    except ValueError as error:  # fsspec's, of a protocol that it does not know
+        raise UserError(f"PROMPTS={path}: {error}", "check the path") from error
     prompts = [prompt.strip() for prompt in prompts if prompt and prompt.strip()]
     if not prompts:
         raise UserError(f"PROMPTS={path} holds no prompt", "write one per line")

@@ -67,7 +67,13 @@ def test_sizes_that_no_network_has_are_refused_in_one_line(tmp_path, name, confi
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", "{}", "[" * 200_000, '{"model": ["a"], "config": {}, "about": {}}']
+    "text",
+    [
+        *("", "[]", "null", "{}", "[" * 200_000),
+        '{"model": ["a"], "config": {}, "about": {}}',
+        '{"model": "vae", "config": {}, "about": []}',
+        '{"model": "vae", "config": [], "about": {}}',
+    ],
 )
 def test_a_config_that_says_nothing_is_damaged(tmp_path, text):
     saved(tmp_path, "vae")

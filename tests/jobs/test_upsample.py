@@ -174,6 +174,11 @@ def test_bad_files_are_one_line(name, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+def test_an_unknown_kind_of_address_is_one_line():
+    with pytest.raises(UserError, match="PROMPTS=odd://x: Protocol not known"):
+        read_prompts("odd://x")
+
+
 def test_odd_columns_of_a_parquet(tmp_path):
     path = str(tmp_path / "x.parquet")
     pq.write_table(pa.table({"prompt": [1, None]}), path)
