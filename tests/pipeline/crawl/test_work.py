@@ -414,7 +414,7 @@ def test_closed_work_leaves_no_thread(server, tmp_path):
     (shard,) = each.planned()
     for _ in range(2):  # it can be used again
         each.perform(shard, frozenset())
-        assert set(threading.enumerate()) > before
+        assert set(threading.enumerate()) - before
         each.close()
         each.close()
         assert set(threading.enumerate()) <= before
