@@ -16,6 +16,7 @@ from captioner.load import CaptionerInfo
 from captioner.manners import fault, tidied, without_thoughts
 from captioner.prompts import Prompt, load_prompts
 from captioner.settings import DecodeSettings
+from captioner.sight import bare, require_sight
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.images import decode, probe
@@ -108,36 +109,21 @@ class ChatCaptioner(BaseCaptioner):
         )
 
     def _ask(self, questions: list[Question], stride: int) -> list[Answer]:
-        """Asks; the first batch also asks its first prompt without an image, to compare lengths.
-
-        Servers that drop images without a word exist, and their captions are fluent.
-        """
+        """Asks; the first batch also asks its first prompt without an image (see captioner.sight)."""
         if not self._unproven.acquire(blocking=False):
             return self.model.ask(questions)
         proven = False
         try:
-            bare = replace(questions[0], key="", image=None, max_tokens=1)
-            *answers, blind = self.model.ask([*questions, bare])
+            *answers, blind = self.model.ask([*questions, bare(questions[0])])
             seen = [a for a in answers[::stride] if a.finish != "failed"]
             proven = bool(seen)
-            counts = [a.prompt_tokens for a in seen if a.prompt_tokens is not None]
-            if counts and blind.finish != "failed" and blind.prompt_tokens is not None:
-                self._require_sight(min(counts), blind.prompt_tokens)
+            kept = self.settings.journal
+            kept = kept and storage.join(kept, folder_name(self.name))
+            require_sight(self.name, seen, blind, kept)
         finally:
             if not proven:
                 self._unproven.release()
         return answers
-
-    def _require_sight(self, with_image: int, without: int) -> None:
-        if with_image > without:
-            return
-        kept = storage.join(self.settings.journal, folder_name(self.name))
-        forget = f", then delete {kept}: its answers are blind" if self.settings.journal else ""
-        raise UserError(
-            f"the image does not reach the model {self.name}: its prompt has {with_image} tokens with"
-            f" an image and {without} without",
-            f"serve a model that takes images, with a template that has a place for them{forget}",
-        )
 
 
 def open_chat_captioner(

@@ -5,6 +5,7 @@ MAX_CHARACTERS of a text, and of these at most MAX_CHUNKS chunks.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -18,6 +19,7 @@ MAX_WORD = 256
 """Characters; of a longer word each part is a word, since BPE takes the square of a word's length."""
 
 LIMITS = {"characters": MAX_CHARACTERS, "chunks": MAX_CHUNKS, "word": MAX_WORD}
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _SLICE = 256  # chunks that are encoded at once: more than a batch of captions has
 
 Chunk = TypeVar("Chunk")
@@ -30,9 +32,9 @@ class Encoder(Protocol):
         """Ids without start and end."""
 
 
-def bounded(text: str) -> str:
+def bounded(text: str, characters: int = MAX_CHARACTERS) -> str:
     """The text as far as it is looked at; one of ordinary length and words as it is."""
-    text = text[:MAX_CHARACTERS]
+    text = text[:characters]
     if len(text) <= MAX_WORD:
         return text
     words = text.split()
@@ -47,7 +49,27 @@ def split_text(text: str, tokenizer: Encoder, room: int) -> list[list[int]]:
     A word that does not fit, as all of a text in a script without spaces, is cut into equal parts.
     Only what `bounded` leaves is looked at, and no more than MAX_CHUNKS are given.
     """
-    text = bounded(text)
+    return _split_words(bounded(text), tokenizer, room)[:MAX_CHUNKS]
+
+
+def split_sentences(text: str, tokenizer: Encoder, room: int) -> list[list[int]]:
+    """Token ids of all of a text in few chunks that fit `room`, of whole sentences where these fit.
+
+    A longer sentence is cut as `split_text` cuts. text: as `bounded` leaves it.
+    """
+    whole = tokenizer.encode(text)
+    if len(whole) <= room:
+        return [whole]
+    chunks: list[list[int]] = [[]]
+    for sentence in _SENTENCE_END.split(text.strip()):
+        for part in _split_words(sentence, tokenizer, room):
+            if len(chunks[-1]) + len(part) > room:
+                chunks.append([])
+            chunks[-1].extend(part)
+    return chunks
+
+
+def _split_words(text: str, tokenizer: Encoder, room: int) -> list[list[int]]:
     whole = tokenizer.encode(text)
     if len(whole) <= room:
         return [whole]
@@ -59,8 +81,6 @@ def split_text(text: str, tokenizer: Encoder, room: int) -> list[list[int]]:
     chunks: list[list[int]] = [[]]
     for word in words:
         if len(chunks[-1]) >= target or len(chunks[-1]) + len(word) > room:
-            if len(chunks) == MAX_CHUNKS:
-                break
             chunks.append([])
         chunks[-1].extend(word)
     return chunks

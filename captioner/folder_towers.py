@@ -26,8 +26,8 @@ _UNFIT = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError),
     *(ImportError, SafetensorError, StrictDataclassError),
 )
-_WEIGHTS = "model.safetensors"
-_KNOWN = (
+WEIGHTS = "model.safetensors"
+KNOWN = (
     *("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers"),
     *("num_attention_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps"),
     *("bos_token_id", "eos_token_id", "image_size", "patch_size", "num_channels"),
@@ -51,11 +51,11 @@ def load_folder_towers(
     )
 
     root = Path(name)
-    settings = _settings(root / TEXT, flag)
+    settings = settings_of(root / TEXT, flag)
     # Of folders that this package exported: see captioner.unit_text.
     is_unit = settings.get("architectures") == ["UnitTextModel"]
     text = _model(root / TEXT, CLIPTextModelWithProjection, CLIPTextConfig, flag)
-    with _understood(root / WORDS, flag):
+    with understood(root / WORDS, flag):
         own = CLIPTokenizer.from_pretrained(str(root / WORDS), local_files_only=True)
         words = FolderTokenizer(own)
         rows = text.config.vocab_size
@@ -68,7 +68,7 @@ def load_folder_towers(
     if (root / IMAGE).is_dir():
         parts["image"] = _model(root / IMAGE, CLIPVisionModelWithProjection, CLIPVisionConfig, flag)
         view = _view(root, parts["image"].config.image_size, flag)
-    files = [root / part / _WEIGHTS for part in (TEXT, IMAGE)]
+    files = [root / part / WEIGHTS for part in (TEXT, IMAGE)]
     identity = {
         "architecture": type(text).__name__,
         "weights": ",".join(sha256_of(file) for file in files if file.is_file()),
@@ -152,23 +152,24 @@ class FolderTowers(ContrastiveTowers):
 
 
 def _model(path: Path, kind: Any, config_kind: Any, flag: str) -> nn.Module:
-    settings = _settings(path, flag)
-    with _understood(path, flag):
-        config = config_kind(**{key: settings[key] for key in _KNOWN if key in settings})
+    settings = settings_of(path, flag)
+    with understood(path, flag):
+        config = config_kind(**{key: settings[key] for key in KNOWN if key in settings})
         with torch.device("meta"):
             numbers = sum(p.numel() for p in kind(config).parameters())
-        stored = (path / _WEIGHTS).stat().st_size
+        stored = (path / WEIGHTS).stat().st_size
         if numbers > stored:
             raise ValueError(f"{stored:,} bytes of safetensors for {numbers:,} weights")
         with torch.random.fork_rng(devices=[]):
             found = kind(config)
-        if absent := found.load_state_dict(load_file(path / _WEIGHTS), strict=False).missing_keys:
+        if absent := found.load_state_dict(load_file(path / WEIGHTS), strict=False).missing_keys:
             raise ValueError(f"no weights for {absent[0]}")
     return found
 
 
-def _settings(path: Path, flag: str) -> dict[str, Any]:
-    with _understood(path, flag):
+def settings_of(path: Path, flag: str) -> dict[str, Any]:
+    """What a part's config.json says, its numbers of sizes that models have. Raises UserError."""
+    with understood(path, flag):
         found = _json(path / "config.json")
         for key, value in found.items():
             most = _MOST_LAYERS if "layers" in key else _LARGEST
@@ -179,7 +180,7 @@ def _settings(path: Path, flag: str) -> dict[str, Any]:
 
 def _view(root: Path, size: int, flag: str) -> ImageView:
     """As CLIPImageProcessor prepares images: the middle square, bicubic."""
-    with _understood(root / SEEN, flag):
+    with understood(root / SEEN, flag):
         path = root / SEEN / "preprocessor_config.json"
         found = _json(path) if path.is_file() else {}
         mean, std = found.get("image_mean", CLIP_MEAN), found.get("image_std", CLIP_STD)
@@ -204,11 +205,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _understood(path: Path, flag: str) -> Iterator[None]:
+def understood(path: Path, flag: str) -> Iterator[None]:
+    """Whatever a library stumbles over in a part becomes one line with its path."""
     try:
         yield
     except _UNFIT as error:
         why = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{flag}: {path} cannot be read: {why}", "give a whole folder of UnCLIPPipeline"
+            f"{flag}: {path} cannot be read: {why}", "give a whole folder of a diffusers pipeline"
         ) from error

@@ -14,7 +14,8 @@ from pipeline.schemas import STYLES
 FOLDER = Path(__file__).with_suffix("")
 """Here lies `<style>.toml` for each style: `system` may be empty, `user` may not.
 
-In `text/` lie the prompts that work on texts alone, with places such as `{original}` to fill in.
+In `text/` lie the prompts that work on texts alone, with places such as `{original}` to fill in; in
+`judge/` those by which drawings are judged.
 """
 
 MAX_BYTES = 1 << 16

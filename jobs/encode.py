@@ -4,6 +4,7 @@ import functools
 import math
 import posixpath
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -32,7 +33,11 @@ class Encode(Execution):
     """Both towers of a model, for unCLIP and GLIDE: named as TEXT is. They see the middle square of each
     image at their own size, and their vectors of images and texts have unit length."""
     text: str = ""
-    """A text tower alone: <open_clip model>:<tag or file>, bundled, or a captioner's directory."""
+    """A text encoder alone: t5:<folder or hub repository>, or the text tower of <open_clip model>:<tag or
+    file>, bundled, or a captioner's directory. Long captions are not cut at a tower's context."""
+    length: int = 0
+    """Tokens that TEXT has for each caption; part of the run. 0 takes 300 of T5, four contexts of CLIP,
+    308 tokens, and one of a captioner with words of its own."""
     size: int = 0
     """Pixels of a side of what the first stage sees of each image; 0 takes its own size."""
     batch_size: int = 32
@@ -48,6 +53,7 @@ class Encode(Execution):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, batch_size=(1, None), threads=(1, None), size=(0, None), limit=(0, None))
+        require(self, length=(0, None))
 
 
 def run(config: Encode) -> "Summary":
@@ -60,6 +66,8 @@ def run(config: Encode) -> "Summary":
 
     if not config.first_stage and not config.text and not config.clip:
         raise UserError("there is nothing to encode with", "give FIRST_STAGE=, CLIP= or TEXT=")
+    if config.length and not config.text:
+        raise UserError(f"LENGTH={config.length} is of TEXT, which is not given", "leave it out")
     if config.text and config.clip:
         raise UserError("CLIP and TEXT both embed the captions", "give one of them")
     out = storage.absolute(config.out)
@@ -71,11 +79,14 @@ def run(config: Encode) -> "Summary":
 
         first_stage = describe_first_stage(config.first_stage)
         size = size or first_stage["config"]["image_size"]
-    if config.text or config.clip:
+    if config.text:
+        from captioner.text_encoders import describe_text_encoder
+
+        text = describe_text_encoder(config.text, config.length)
+    if config.clip:
         from captioner.text_states import describe_text_states
 
-        flag = "CLIP" if config.clip else "TEXT"
-        text = describe_text_states(config.clip or config.text, flag)
+        text = describe_text_states(config.clip, "CLIP")
     settings = {
         "mix": mix["config_hash"],
         "first_stage": first_stage,
@@ -98,6 +109,7 @@ def run(config: Encode) -> "Summary":
         storage.absolute(config.first_stage) if config.first_stage else "",
         config.text,
         config.clip,
+        config.length,
         device=device,
         precision=config.precision,
         threads=config.threads,
@@ -108,11 +120,19 @@ def run(config: Encode) -> "Summary":
     summary = execute(encode, work, shards, config, threads=config.threads, gpu=gpu)
     if not config.dry_run:
         _say_moments(summary)
+        _say_cut(summary)
     return summary
 
 
 def load_encoders(
-    first_stage: str, text: str, clip: str, *, device: str, precision: str, threads: int
+    first_stage: str,
+    text: str,
+    clip: str,
+    length: int,
+    *,
+    device: str,
+    precision: str,
+    threads: int,
 ) -> "Encoders":
     """What a worker encodes with; raises UserError."""
     import torch
@@ -126,9 +146,10 @@ def load_encoders(
 
         image = FirstStageEncoder(first_stage, device, precision)
     if text:
-        from captioner.text_states import load_text_states
+        from captioner.text_encoders import load_text_encoder
 
-        states = load_text_states(text, device=device, precision=precision)
+        encoder = load_text_encoder(text, device=device, precision=precision, length=length)
+        states = encoder.text_states
     if clip:
         from captioner.towers import load_towers
 
@@ -211,3 +232,15 @@ def _say_moments(summary: "Summary") -> None:
         mean = total / count
         std = math.sqrt(max(squares / count - mean**2, 0.0))
         say(f"  latents   mean {mean:.4g}  standard deviation {std:.4g}")
+
+
+def _say_cut(summary: "Summary") -> None:
+    """How many captions of each kind were longer than what reads them."""
+    texts, cut = Counter(), Counter()
+    for _, record in sorted(summary.records.items()):
+        texts.update(record.counts["texts"])
+        cut.update(record.counts["cut"])
+    for kind, count in sorted(cut.items()):
+        say(
+            f"  captions  {count:,} of {texts[kind]:,} {kind} ones were too long and lost their end"
+        )

@@ -17,9 +17,9 @@ class TextStates:
     states: np.ndarray
     """Of each token, float32 (B, T, D)."""
     lengths: np.ndarray
-    """Tokens of each text, its start and end among them: int (B,)."""
-    pooled: np.ndarray
-    """Of each text, float32 (B, E)."""
+    """How many of a row's states, from the first on, are the text's, start and end among them: int (B,)."""
+    pooled: np.ndarray | None
+    """Of each text, float32 (B, E); None for encoders without such a vector, as T5."""
     num_cut: int
     """Texts that did not fit T tokens and lost their end."""
 

@@ -136,7 +136,9 @@ class EncodeWork:
     def _write_empty(self) -> None:
         """The empty caption's embedding; workers that write it at once write the same bytes."""
         found = self._encoders.text([""])
-        arrays = {"text": found.states, "text_length": found.lengths, "pooled": found.pooled}
+        arrays = {"text": found.states, "text_length": found.lengths}
+        if found.pooled is not None:
+            arrays["pooled"] = found.pooled
         spec = {name: self._spec[f"{name}/{self.view.kinds[0]}"] for name in arrays}
         counts = {"samples": 1, "rows": 1, "status": {OK: 1}, "reason": {}}
         with storage.write_atomic(self._url(EMPTY)) as part:
@@ -170,7 +172,8 @@ class EncodeWork:
             for kind in self.view.kinds:
                 spec[f"text/{kind}"] = ("<f2", made.states.shape[1:])
                 spec[f"text_length/{kind}"] = ("<u2", ())
-                spec[f"pooled/{kind}"] = ("<f2", made.pooled.shape[1:])
+                if made.pooled is not None:
+                    spec[f"pooled/{kind}"] = ("<f2", made.pooled.shape[1:])
         return spec
 
     def _kept(self, shard: Shard, samples: Iterator[Sample]) -> Iterator[Sample]:
@@ -261,7 +264,8 @@ class EncodeWork:
             return
         made = self._encoders.text([texts[i] for i in there])
         self._fill(rows[f"text/{kind}"], there, made.states, reasons)
-        self._fill(rows[f"pooled/{kind}"], there, made.pooled, reasons)
+        if made.pooled is not None:
+            self._fill(rows[f"pooled/{kind}"], there, made.pooled, reasons)
         rows[f"text_length/{kind}"][there] = made.lengths
         counts.texts[kind] += len(there)
         counts.cut[kind] += made.num_cut

@@ -96,9 +96,9 @@ class Cache:
         self._require("first_stage", identity, "FIRST_STAGE")
 
     def require_text(self, identity: Mapping) -> None:
-        """UserError where texts were encoded by another tower than the one described.
+        """UserError where texts were encoded by another encoder than the one described, or to another length.
 
-        identity: as captioner.text_states.describe_text_states gives it.
+        identity: as captioner.text_encoders.describe_text_encoder gives it.
         """
         self._require("text", identity, "TEXT")
 
@@ -146,9 +146,9 @@ class Cache:
 
         kinds: of each sample the caption's source, "" where it was dropped. Of images `latents`
         (B, C, h, w) float16 or `tokens` (B, n) int64, and `embedding` (B, E) float16. Of captions
-        `text` (B, T, D) float16, what the tower makes of all T tokens; how many of these are the
-        text's, `text_length` (B,) int64; and `pooled` (B, E) float16. Only the bytes of these rows are
-        read. Raises UserError where a shard has changed since, or is not cached.
+        `text` (B, T, D) float16, what the tower makes of all T tokens; how many of these, from the
+        first on, are the text's, `text_length` (B,) int64; and `pooled` (B, E) float16 where the encoder
+        has such a vector. Only the bytes of these rows are read. Raises UserError where a shard has changed since, or is not cached.
         """
         shards = [self._shard(tar) for tar in tars]
         found: dict[str, np.ndarray] = {}
@@ -167,8 +167,9 @@ class Cache:
     def _texts(
         self, shards: Sequence[dict], rows: Sequence[int], kinds: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """`text`, `text_length` and `pooled`."""
+        """`text`, `text_length` and `pooled` where it is held."""
         nothing = self._empty()
+        held = [name for name in ("text", "pooled") if name in nothing]
         requests, lengths = [], []
         for shard, row, kind in zip(shards, rows, kinds, strict=True):
             if not kind:
@@ -183,17 +184,11 @@ class Cache:
             lengths.append(int(shard[f"text_length/{kind}"][row]))
             if not lengths[-1]:
                 raise ValueError(f"{shard['file'].url}: row {row} has no caption {kind}")
-            requests.append(RowRequest(shard["file"], f"text/{kind}", row))
-            requests.append(RowRequest(shard["file"], f"pooled/{kind}", row))
+            requests += [RowRequest(shard["file"], f"{name}/{kind}", row) for name in held]
         read = iter(self._rows(requests))
-        pairs = [
-            (next(read), next(read)) if k else (nothing["text"], nothing["pooled"]) for k in kinds
-        ]
-        return {
-            "text": np.stack([states for states, _ in pairs]),
-            "text_length": np.array(lengths, np.int64),
-            "pooled": np.stack([pooled for _, pooled in pairs]),
-        }
+        found = [{n: next(read) if kind else nothing[n] for n in held} for kind in kinds]
+        stacked = {name: np.stack([row[name] for row in found]) for name in held}
+        return stacked | {"text_length": np.array(lengths, np.int64)}
 
     def _rows(self, requests: Sequence[RowRequest]) -> list[np.ndarray]:
         try:

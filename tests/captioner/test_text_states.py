@@ -1,4 +1,4 @@
-"""Captions as states per token: open_clip's own numbers, our captioners' tower, and what is cut."""
+"""Text towers: open_clip's own states and vectors, our captioners' tower, and what has none."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint, load_checkpoint
-from captioner.text_states import describe_text_states, load_text_states
+from captioner.text_encoders import load_text_encoder
+from captioner.text_states import describe_text_states
 from captioner.tokens import to_tensor
 from pipeline.errors import UserError
 
@@ -54,17 +55,17 @@ def by_hand(text: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", ["states-clip", "states-custom"])
 @torch.no_grad()
 def test_states_and_vectors_are_open_clips(name: str):
-    encode = load_text_states(f"{name}:random")
+    context = CONFIGS[name]["text_cfg"]["context_length"]
+    encoder = load_text_encoder(f"{name}:random", length=context)
     torch.manual_seed(0)
     model = open_clip.create_model(name).eval()
     ids = open_clip.get_tokenizer(name)([*SAID, LONG])
     states, pooled = by_hand(getattr(model, "text", model), ids)
-    found = encode([*SAID, LONG])
-    np.testing.assert_allclose(found.states, states.numpy(), atol=1e-5)
+    found = encoder.text_states([*SAID, LONG])
+    own = np.arange(context) < found.lengths[:, None]
+    np.testing.assert_allclose(found.states[own], states.numpy()[own], atol=1e-5)
     np.testing.assert_allclose(found.pooled, pooled.numpy(), atol=1e-5)
     np.testing.assert_allclose(found.pooled, model.encode_text(ids).numpy(), atol=1e-5)
-    context = ids.shape[1]
-    assert encode.context == context
     assert found.lengths.tolist() == [4, 10, 2, context]
     assert (ids.argmax(dim=1) + 1).tolist() == found.lengths.tolist()
     assert found.num_cut == 1
@@ -72,22 +73,15 @@ def test_states_and_vectors_are_open_clips(name: str):
 
 @torch.no_grad()
 def test_a_captioners_tower_serves_as_well(tiny: Checkpoint):
-    encode = load_text_states("coca_tiny:random")
+    encoder = load_text_encoder("coca_tiny:random", length=76)
     base = load_checkpoint("coca_tiny:random").base
-    ids = to_tensor(tiny.tokenizer, [tiny.tokenizer.encode(text) for text in SAID], encode.context)
+    ids = to_tensor(tiny.tokenizer, [tiny.tokenizer.encode(text) for text in SAID], 76)
     pooled, states = base.text(ids)
-    found = encode(SAID)
-    np.testing.assert_allclose(found.states, states.numpy(), atol=1e-6)
+    found = encoder.text_states(SAID)
+    own = np.arange(76) < found.lengths[:, None]
+    np.testing.assert_allclose(found.states[own], states.numpy()[own], atol=1e-6)
     np.testing.assert_allclose(found.pooled, pooled.numpy(), atol=1e-6)
     assert found.lengths.tolist() == [4, 10, 2]
-
-
-def test_texts_do_not_depend_on_their_neighbours():
-    encode = load_text_states("states-clip:random")
-    together = encode(SAID)
-    for i, text in enumerate(SAID):
-        alone = encode([text])
-        np.testing.assert_allclose(alone.states[0], together.states[i], atol=1e-5)
 
 
 def test_an_identity_is_of_the_weights(tmp_path: Path):
@@ -99,7 +93,7 @@ def test_an_identity_is_of_the_weights(tmp_path: Path):
 
 def test_towers_without_a_state_per_token_are_refused():
     with pytest.raises(UserError, match="TEXT=states-cls:random has no text tower"):
-        load_text_states("states-cls:random")
+        load_text_encoder("states-cls:random")
 
 
 def test_unknown_names_are_refused():

@@ -1,6 +1,7 @@
 """The verb encode: what it writes of a mix, what it refuses, and that no kill is seen in its bytes."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -19,8 +20,9 @@ from pipeline.loading.cached import Cache
 from pipeline.loading.loader import Loader
 from tests.support.first_stages import saved
 from tests.support.mixing import Mixed, mixed
-from tests.support.shards import pairs, write_tar
+from tests.support.shards import pair, pairs, write_tar
 from tests.support.stages import caption
+from tests.support.t5_folders import save_t5
 
 COUNTS = (9, 5, 4)
 
@@ -55,7 +57,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_tokens_and_texts_of_a_mix(mix: Mixed, stage: tuple, tmp_path: Path):
-    from captioner.text_states import describe_text_states, load_text_states
+    from captioner.text_encoders import describe_text_encoder, load_text_encoder
     from generators.encoders import describe_first_stage
     from generators.pixels import to_model
 
@@ -64,8 +66,10 @@ def test_tokens_and_texts_of_a_mix(mix: Mixed, stage: tuple, tmp_path: Path):
     assert (summary.samples, summary.ok) == (sum(COUNTS), sum(COUNTS))
     cache = Cache(str(tmp_path / "cache/m-dvae-bundled"))
     cache.require_first_stage(describe_first_stage(folder))
-    cache.require_text(describe_text_states("bundled"))
-    tower = load_text_states("bundled")
+    cache.require_text(describe_text_encoder("bundled"))
+    with pytest.raises(UserError, match="another encoder than TEXT names: its length differ"):
+        cache.require_text(describe_text_encoder("bundled", 96))
+    encoder = load_text_encoder("bundled")
     with (
         Loader(mix.run.folder, size=16) as plain,
         Loader(mix.run.folder, size=16, cache=cache.folder) as cached,
@@ -74,9 +78,64 @@ def test_tokens_and_texts_of_a_mix(mix: Mixed, stage: tuple, tmp_path: Path):
         expected, found = plain.batch(places), cached.batch(places)
     tokens = model.tokens(to_model(expected.images)).flatten(1).numpy()
     np.testing.assert_array_equal(found.encodings["tokens"], tokens)
-    texts = tower(expected.texts)
+    texts = encoder.text_states(expected.texts)
     np.testing.assert_allclose(found.encodings["text"], texts.states, atol=0.02)
     np.testing.assert_array_equal(found.encodings["text_length"], texts.lengths)
+
+
+LONG = "A brown dog runs over the green grass, far from an old red barn with a tin roof. " * 12
+SIZES = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "cut"), [("t5", 0, 0), ("clip", 0, 5), ("clip", 300, 0)]
+)
+def test_long_captions_are_cached_as_they_are_read(
+    name: str, length: int, cut: int, tmp_path: Path, capsys
+):
+    """A training that reads captions itself and one that takes a cache see the same, of any length."""
+    import open_clip
+    import torch
+
+    from captioner.text_encoders import describe_text_encoder, load_text_encoder
+    from generators.latent.text import add, empty, read
+
+    (tmp_path / "encoded-clip.json").write_text(
+        json.dumps({"embed_dim": 16, "vision_cfg": VISION, "text_cfg": SIZES})
+    )
+    open_clip.add_model_config(tmp_path)
+    text = "encoded-clip:random" if name == "clip" else f"t5:{save_t5(tmp_path / 't5')}"
+    samples = [pair(f"{i:09d}", i, "a dog" if i % 2 else LONG) for i in range(10)]
+    out = str(tmp_path / "out")
+    made = mixed(out, caption(out, [write_tar(tmp_path / "raw/00000.tar", samples)]))
+    encode.run(asked(made, tmp_path, text=text, length=length, run="c"))
+    assert (f"{cut} of 10 original ones were too long" in capsys.readouterr().out) == bool(cut)
+    cache = Cache(str(tmp_path / "cache/c"))
+    encoder = load_text_encoder(text, length=length)
+    cache.require_text(encoder.about)
+    with pytest.raises(UserError, match="its length differ"):
+        cache.require_text(describe_text_encoder(text, 200))
+    view = {"size": 16, "captions": "original=1", "drop": 0.2}
+    with (
+        Loader(made.run.folder, **view) as plain,
+        Loader(made.run.folder, cache=cache.folder, **view) as cached,
+    ):
+        places = plain.places(0, seed=0, batch_size=10)
+        batches: list[dict] = [{}, {}]
+        for batch, loader in zip(batches, (plain, cached), strict=True):
+            examples = loader.batch(places)
+            add(batch, examples, encoder, drop=0.2)
+    assert 0 < examples.texts.count("") < 10 and LONG.strip() in [t.strip() for t in examples.texts]
+    assert ("pooled" in examples.encodings) == (name == "clip")
+    assert "ids" in batches[0] and "ids" not in batches[1]
+    online, held = (read(batch, encoder) for batch in batches)
+    assert torch.equal(online.mask, held.mask)
+    assert int(online.mask.sum(dim=1).max()) > 77 and not bool(online.mask.all())
+    torch.testing.assert_close(held.states, online.states, atol=0.005, rtol=0.001)
+    assert not held.states[~held.mask].any()
+    nothing = empty(encoder, torch.device("cpu")).mask.sum()
+    assert int(online.mask.sum(dim=1).min()) == int(nothing)
 
 
 def test_embeddings_of_a_mix_by_both_towers(mix: Mixed, tmp_path: Path):
@@ -163,10 +222,14 @@ def test_a_limit_takes_whole_shards_of_the_same_run(mix: Mixed, stage: tuple, tm
         ({"text": "bundled", "shards": "raw"}, "is no mix"),
         ({"clip": "nothing"}, "CLIP=nothing is neither"),
         ({"clip": "bundled", "text": "bundled"}, "CLIP and TEXT both embed"),
+        ({"clip": "bundled", "length": 77}, "LENGTH=77 is of TEXT"),
+        ({"text": "bundled", "length": 2}, "a caption of 2 tokens"),
+        ({"text": "t5:/nowhere"}, "TEXT=t5:/nowhere is neither a folder"),
     ],
 )
 def test_mistakes_are_told_before_any_work(mix: Mixed, tmp_path: Path, options: dict, message: str):
-    options = {k: v.replace("raw", f"{mix.run.out}/../raw") for k, v in options.items()}
+    if options.get("shards"):
+        options = options | {"shards": f"{mix.run.out}/../raw"}
     with pytest.raises(UserError, match=message):
         encode.run(asked(mix, tmp_path, **options))
     assert not (tmp_path / "cache").exists()
