@@ -1,4 +1,4 @@
-"""The noising process, and what a network predicts of it: epsilon, sample or v, and its variance."""
+"""The noising process, and what a network predicts of it: epsilon, sample, v or flow, and its variance."""
 
 # B samples, C channels of a sample, T timesteps
 
@@ -15,36 +15,60 @@ from generators.diffusion.schedule import Schedule
 from generators.noise import SampleNoise
 from pipeline.errors import UserError
 
-Prediction = Literal["epsilon", "sample", "v_prediction"]
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+Density = Literal["uniform", "logit_normal"]
+Level = Tensor | float
 VLB_SHARE = 1 / 1000 / math.log(2)
 """Of the bound in nats: the hybrid loss (2102.09672, equation 16) has it in bits."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise. prediction, variance: `diffusers`' names;
-    UserError for others.
+    """x_t = signal * x_0 + rest * noise: sqrt(abar_t) and sqrt(1 - abar_t), or of the schedule flow
+    1 - sigma_t and sigma_t. prediction, variance: `diffusers`' names; UserError for others.
 
     Of learned_range the network has 2 C channels, the second half of which interpolates between the
-    logarithms of the posterior's variance and of beta (2102.09672, equation 15).
+    logarithms of the posterior's variance and of beta (2102.09672, equation 15). flow is noise - x_0
+    (2209.03003, equation 1), and goes with that schedule only. density: of the timesteps to train at;
+    logit_normal has more of those in the middle (2403.03206, section 3.1, of location 0 and scale 1).
     """
 
     schedule: Schedule = field(default_factory=Schedule)
     prediction: Prediction = "epsilon"
     variance: Variance = "fixed_small"
+    density: Density = "uniform"
 
     def __post_init__(self) -> None:
-        for name, known in (("prediction", Prediction), ("variance", Variance)):
-            if getattr(self, name) not in known.__args__:
+        known = {"prediction": Prediction, "variance": Variance, "density": Density}
+        for name, names in known.items():
+            if getattr(self, name) not in names.__args__:
                 raise UserError(
                     f"no {name} is {getattr(self, name)!r}",
-                    f"there are {', '.join(known.__args__)}",
+                    f"there are {', '.join(names.__args__)}",
                 )
+        if self.schedule.is_flow != (self.prediction == "flow"):
+            raise UserError(
+                f"prediction {self.prediction} does not go with the schedule {self.schedule.name}",
+                "give flow for both, or for none",
+            )
+        if self.schedule.is_flow and self.variance != "fixed_small":
+            raise UserError(
+                f"variance {self.variance} does not go with the schedule flow, whose steps add none",
+                "leave it out",
+            )
 
     def timesteps(self, noise: SampleNoise) -> Tensor:
-        """Timesteps to train at, uniform, each by its own sample's seed: (B,) long."""
-        return (noise.uniform() * self.schedule.steps).long()
+        """Timesteps to train at, each by its own sample's seed: (B,) long."""
+        steps = self.schedule.steps
+        if self.density == "uniform":
+            return (noise.uniform() * steps).long()
+        # A sigmoid may round to 1.
+        return (noise.normal().sigmoid() * steps).long().clamp_(max=steps - 1)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What a network of diffusers is told of timesteps (B,): as its flow schedulers do, T sigma_t."""
+        return self.levels(t, 1)[1] * self.schedule.steps if self.schedule.is_flow else t
 
     def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t of x_0 (B, ...), noise (B, ...) and timesteps (B,)."""
@@ -52,7 +76,7 @@ class Process:
         return signal * clean + rest * noise
 
     def levels(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t) as (B, 1, ...), to be multiplied with (B, ...)."""
+        """signal and rest at t as (B, 1, ...), to be multiplied with (B, ...)."""
         return _rows(_levels(self.schedule, t.device), t, ndim)
 
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -61,22 +85,26 @@ class Process:
             return noise
         if self.prediction == "sample":
             return clean
-        signal, rest = self.levels(t, clean.ndim)
-        return signal * noise - rest * clean
+        of_noise, of_clean = self.velocity(*self.levels(t, clean.ndim))
+        return of_noise * noise - of_clean * clean
+
+    def velocity(self, signal: Level, rest: Level) -> tuple[Level, Level]:
+        """p and q of p * noise - q * x_0, the direction in which x_t goes: v (2202.00512, section 4), or
+        flow. In both x_0 = p * x_t - rest * velocity.
+        """
+        return (1.0, 1.0) if self.schedule.is_flow else (signal, rest)
 
     def clean(self, predicted: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         """The x_0 that a prediction (without its variance) of x_t means."""
         return self.solve(predicted, noisy, *self.levels(t, noisy.ndim))
 
-    def solve(
-        self, predicted: Tensor, noisy: Tensor, signal: Tensor | float, rest: Tensor | float
-    ) -> Tensor:
-        """`clean`, where sqrt(abar_t) and sqrt(1 - abar_t) are known."""
+    def solve(self, predicted: Tensor, noisy: Tensor, signal: Level, rest: Level) -> Tensor:
+        """`clean`, where signal and rest are known."""
         if self.prediction == "sample":
             return predicted
         if self.prediction == "epsilon":
             return (noisy - rest * predicted) / signal
-        return signal * noisy - rest * predicted
+        return self.velocity(signal, rest)[0] * noisy - rest * predicted
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prediction, and what was said of the variance, where it is learned."""
@@ -142,8 +170,7 @@ def _rows(table: Tensor, t: Tensor, ndim: int) -> tuple[Tensor, ...]:
 @lru_cache(16)
 def _levels(schedule: Schedule, device: torch.device) -> Tensor:
     """(T, 2)."""
-    abar = torch.from_numpy(schedule.alphas_cumprod)
-    return _kept([abar.sqrt(), (1 - abar).sqrt()], device)
+    return _kept(list(torch.from_numpy(schedule.variances).sqrt().unbind(dim=1)), device)
 
 
 @lru_cache(16)

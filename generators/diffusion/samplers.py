@@ -13,12 +13,15 @@ from torch import Tensor
 
 from generators.diffusion.process import Process
 from generators.diffusion.respacing import timesteps
+from generators.diffusion.schedule import Schedule
 from generators.noise import SampleNoise
 from pipeline.errors import UserError
 
 Name = Literal["ddpm", "ddim", "dpm++"]
 Predict = Callable[[Tensor, Tensor], Tensor]
 """x_t (B, ...) and t (B,) -> the network's output (B, C, ...), or (B, 2 C, ...)."""
+Levels = list[tuple[float, float]]
+"""Of each visited timestep the variances of signal and noise, see `Schedule.variances`."""
 Refine = Callable[[Tensor, Tensor, Tensor], Tensor]
 """x_0, x_t (B, ...), t (B,) -> a better x_0."""
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -35,7 +38,8 @@ class Sampling:
     number leaves timestep 0 out in dpm++ (as in diffusers): the leap there, over more noise levels
     than all others, is the one that a second order gets wrong. eta: DDIM's share of noise, 0 to 1.
     clip: the largest absolute value of x_0, whence follows epsilon (as in GLIDE; diffusers'
-    `use_clipped_model_output`); 0 does not clip.
+    `use_clipped_model_output`); 0 does not clip. Of flow matching ddim is Euler's method, dpm++ begins
+    one timestep before the last, which has no signal (as in diffusers), and nothing adds noise.
     """
 
     sampler: Name = "ddim"
@@ -75,21 +79,30 @@ class Step:
 
 
 def plan(process: Process, sampling: Sampling) -> list[Step]:
-    """The steps of a sampler, the noisiest first; the last one is x_0 itself."""
-    visited = _visited(sampling, process.schedule.steps)
-    levels = [float(process.schedule.alphas_cumprod[t]) for t in visited]
+    """The steps of a sampler, the noisiest first; the last one is x_0 itself. UserError where the
+    process has no such steps.
+    """
+    schedule = process.schedule
+    if schedule.is_flow and (sampling.sampler == "ddpm" or sampling.eta):
+        raise UserError(
+            f"SAMPLER={sampling.sampler} with ETA={sampling.eta} adds noise, which flow matching has not",
+            "give SAMPLER=ddim or dpm++, without ETA",
+        )
+    visited = _visited(sampling, schedule)
+    levels: Levels = [tuple(schedule.variances[t].tolist()) for t in visited]
     make = {"ddpm": _ddpm, "ddim": _ddim, "dpm++": _dpm}[sampling.sampler]
     moves = [*make(process, sampling, levels), {"noisy": 0.0, "clean": 1.0}]
     return [
-        Step(t, math.sqrt(abar), math.sqrt(1 - abar), **move)
-        for t, abar, move in zip(visited, levels, moves, strict=True)
+        Step(t, math.sqrt(signal), math.sqrt(rest), **move)
+        for t, (signal, rest), move in zip(visited, levels, moves, strict=True)
     ]
 
 
-def _visited(sampling: Sampling, total: int) -> list[int]:
-    text = str(sampling.steps)
+def _visited(sampling: Sampling, schedule: Schedule) -> list[int]:
+    text, total = str(sampling.steps), schedule.steps
     if sampling.sampler == "dpm++" and text.isdecimal() and 0 < int(text) < total:
-        return timesteps(int(text) + 1, total)[:-1]
+        found = timesteps(int(text) + 1, total)[:-1]
+        return [t - 1 for t in found] if schedule.is_flow else found
     return timesteps(text, total)
 
 
@@ -111,6 +124,11 @@ def sample(
     epsilon in the others (algorithm 2). refine: mends each guessed x_0, as where some of it is known;
     what it says at the last step is returned as it is.
     """
+    if gradient and process.schedule.is_flow:
+        raise UserError(
+            "a gradient guides no flow matching, which begins where no signal is left",
+            "guide a model of another schedule",
+        )
     x, before = start.float(), None
     steps = plan(process, sampling)
     for step, t in zip(steps, _times(steps, x), strict=True):
@@ -144,8 +162,10 @@ def invert(
     steps = plan(process, ddim)[::-1]
     signal, rest = 1.0, 0.0
     for step, t in zip(steps, _times(steps, x), strict=True):
-        # Between two levels x turns by an angle: x_s = cos x_t - sin v_t (2202.00512, appendix D).
-        cos, sin = signal * step.signal + rest * step.rest, signal * step.rest - rest * step.signal
+        # Between two levels x turns by an angle: x_s = cos x_t - sin v_t (2202.00512, appendix D). In
+        # flow matching it goes straight: the same with a cosine of 1, and the way for a sine.
+        of_noise, of_clean = process.velocity(step.signal, step.rest)
+        cos, sin = signal * of_noise + rest * of_clean, signal * step.rest - rest * step.signal
         before = x
         for i in range(evaluations):
             guess, _ = _guess(process, predict, x, step, t, ddim.clip)
@@ -153,7 +173,7 @@ def invert(
                 epsilon = (x - step.signal * guess) / step.rest
                 x = (step.signal * before + sin * epsilon) / signal
             else:
-                velocity = (step.signal * x - guess) / step.rest
+                velocity = (of_noise * x - guess) / step.rest
                 x = (before + sin * velocity) / cos
         signal, rest = step.signal, step.rest
     return x
@@ -210,15 +230,15 @@ def _moved(
     return found
 
 
-def _ddpm(process: Process, sampling: Sampling, levels: list[float]) -> list[dict]:
+def _ddpm(process: Process, sampling: Sampling, levels: Levels) -> list[dict]:
     """The posterior of x_s given x_t and x_0 (2006.11239, equation 7), between any two timesteps."""
     moves = []
-    for now, then in pairwise(levels):
+    for (now, much), (then, less) in pairwise(levels):
         beta = 1 - now / then
-        small = beta * (1 - then) / (1 - now)
+        small = beta * less / much
         move = {
-            "noisy": math.sqrt(now / then) * (1 - then) / (1 - now),
-            "clean": math.sqrt(then) * beta / (1 - now),
+            "noisy": math.sqrt(now / then) * less / much,
+            "clean": math.sqrt(then) * beta / much,
         }
         if process.variance == "learned_range":
             move["learned"] = (math.log(small), math.log(beta))
@@ -228,31 +248,31 @@ def _ddpm(process: Process, sampling: Sampling, levels: list[float]) -> list[dic
     return moves
 
 
-def _ddim(process: Process, sampling: Sampling, levels: list[float]) -> list[dict]:
+def _ddim(process: Process, sampling: Sampling, levels: Levels) -> list[dict]:
     """2010.02502, equation 12, with epsilon taken from x_t and x_0."""
     moves = []
-    for now, then in pairwise(levels):
-        sigma = sampling.eta * math.sqrt((1 - then) / (1 - now) * (1 - now / then))
-        rest = math.sqrt((1 - then - sigma**2) / (1 - now))
+    for (now, much), (then, less) in pairwise(levels):
+        sigma = sampling.eta * math.sqrt(less / much * (1 - now / then))
+        rest = math.sqrt((less - sigma**2) / much)
         clean = math.sqrt(then) - rest * math.sqrt(now)
         moves.append({"noisy": rest, "clean": clean, "noise": sigma})
     return moves
 
 
-def _dpm(process: Process, sampling: Sampling, levels: list[float]) -> list[dict]:
+def _dpm(process: Process, sampling: Sampling, levels: Levels) -> list[dict]:
     """2211.01095, algorithm 2; the first step and the last are of first order."""
     moves = []
     last_h = math.inf
-    for now, then in pairwise(levels):
-        h = _half_log_snr(then) - _half_log_snr(now)
+    for (now, much), (then, less) in pairwise(levels):
+        h = _half_log_snr(then, less) - _half_log_snr(now, much)
         grown = -math.expm1(-h) * math.sqrt(then)
-        extra = 0.5 * h / last_h
-        noisy = math.sqrt((1 - then) / (1 - now))
+        extra = 0.5 * h / last_h if moves else 0.0
+        noisy = math.sqrt(less / much)
         moves.append({"noisy": noisy, "clean": grown * (1 + extra), "before": -grown * extra})
         last_h = h
     return moves
 
 
-def _half_log_snr(abar: float) -> float:
-    """lambda, log(alpha / sigma)."""
-    return 0.5 * math.log(abar / (1 - abar))
+def _half_log_snr(signal: float, rest: float) -> float:
+    """lambda, log(alpha / sigma), of the variances; -inf of noise alone, from where a step is Euler's."""
+    return 0.5 * math.log(signal / rest) if signal else -math.inf

@@ -48,9 +48,9 @@ class Mixture:
 
     def scores(self, process: Process, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """At x_t: of each component the score (K, D, N), and its log probability (K, N)."""
-        abar = float(process.schedule.alphas_cumprod[int(t[0])])
-        covariances = abar * self.covariances + (1 - abar) * torch.eye(x.shape[1]).to(self.means)
-        offsets = x[0].to(self.means) - math.sqrt(abar) * self.means[:, :, None]
+        signal, rest = process.schedule.variances[int(t[0])].tolist()
+        covariances = signal * self.covariances + rest * torch.eye(x.shape[1]).to(self.means)
+        offsets = x[0].to(self.means) - math.sqrt(signal) * self.means[:, :, None]
         scores = -(torch.linalg.inv(covariances) @ offsets)
         logs = 0.5 * (scores * offsets).sum(dim=1) - 0.5 * torch.logdet(covariances)[:, None]
         return scores, torch.log_softmax(logs + self.weights.log()[:, None], dim=0)
@@ -60,20 +60,22 @@ class Mixture:
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             scores, logs = self.scores(process, x, t)
-            abar = float(process.schedule.alphas_cumprod[int(t[0])])
+            signal, rest = (math.sqrt(v) for v in process.schedule.variances[int(t[0])])
             if process.prediction == "epsilon":
                 score = (scores * logs.exp()[:, None]).sum(dim=0)[None]
-                return (-math.sqrt(1 - abar) * score).float()
-            clean = self._clean(scores, logs, abar)[None]
+                return (-rest * score).float()
+            clean = self._clean(scores, logs, signal)[None]
             if process.prediction == "v_prediction":
-                clean = (math.sqrt(abar) * x.to(clean) - clean) / math.sqrt(1 - abar)
+                clean = (signal * x.to(clean) - clean) / rest
+            elif process.prediction == "flow":
+                clean = (x.to(clean) - clean) / rest
             return clean.float()
 
         return network
 
-    def _clean(self, scores: Tensor, logs: Tensor, abar: float) -> Tensor:
+    def _clean(self, scores: Tensor, logs: Tensor, signal: float) -> Tensor:
         """E[x_0 | x_t] (D, N): of each component its mean, and its share of the offset."""
-        means = self.means[:, :, None] - math.sqrt(abar) * (self.covariances @ scores)
+        means = self.means[:, :, None] - signal * (self.covariances @ scores)
         return (means * logs.exp()[:, None]).sum(dim=0)
 
     def towards(self, process: Process, k: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
