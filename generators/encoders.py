@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from generators import checkpoint
+from generators.first_stages import diffusers_folder
 from generators.pixels import to_model
 from pipeline.errors import UserError
 
@@ -16,27 +18,44 @@ from pipeline.errors import UserError
 def describe_first_stage(folder: Path | str) -> dict:
     """What identifies a first stage: its MODEL name, its config and the sha256 of its weights.
 
-    A cache records it, and refuses a training that names another. Loads nothing. Raises UserError.
+    Of a folder of diffusers that name is its class, and the config diffusers' own. A cache records
+    it, and refuses a training that names another. Loads nothing. Raises UserError.
     """
-    record = checkpoint.describe(folder)
-    weights = Path(folder) / checkpoint.WEIGHTS
+    if peer := diffusers_folder.find(folder):
+        name, config = diffusers_folder.described(peer)
+        config["image_size"] = config.get("sample_size", diffusers_folder.USUAL_SIZE)
+        weights = peer / diffusers_folder.WEIGHTS
+    else:
+        record = checkpoint.describe(folder)
+        name, config = record["model"], record["config"]
+        weights = Path(folder) / checkpoint.WEIGHTS
     try:
         with weights.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{weights} cannot be read: {error}", "train the model anew") from error
-    return {"model": record["model"], "config": record["config"], "weights": f"sha256:{sha256}"}
+        remedy = "copy the folder anew" if peer else "train the model anew"
+        raise UserError(f"{weights} cannot be read: {error}", remedy) from error
+    return {"model": name, "config": config, "weights": f"sha256:{sha256}"}
+
+
+def load_first_stage(folder: Path | str, device: str | torch.device = "cpu") -> nn.Module:
+    """A first stage by its folder, in eval mode, without gradients: one of ours, or of diffusers an
+    AutoencoderKL or VQModel, or a pipeline with such a vae/. Raises UserError.
+    """
+    if peer := diffusers_folder.find(folder):
+        return diffusers_folder.load(peer).to(device)
+    return checkpoint.load_module(folder, device)
 
 
 class FirstStageEncoder:
     """Encodes pictures by a first stage: tokens where it has a codebook, else latents.
 
-    folder: of its checkpoint. precision: fp32 or bf16, of its arithmetic. Raises UserError.
+    folder: as of `load_first_stage`. precision: fp32 or bf16, of its arithmetic. Raises UserError.
     """
 
     def __init__(self, folder: Path | str, device: str = "cpu", precision: str = "fp32") -> None:
         self.device = torch.device(device)
-        self.model = checkpoint.load_module(folder, self.device)
+        self.model = load_first_stage(folder, self.device)
         self.name = "tokens" if hasattr(self.model, "tokens") else "latents"
         if not hasattr(self.model, "encode"):
             raise UserError(

@@ -28,6 +28,11 @@ MODELS = {
     "upsampler": "generators.unclip.upsampler",
     "classifier": "generators.guidance.classifier",
     "noised-clip": "generators.guidance.noised_clip",
+    "latent": "generators.latent.latent",
+    "latent-lora": "generators.latent.lora",
+    "controlnet": "generators.latent.controlnet",
+    "latent-decoder": "generators.consistency.latent_decoder",
+    "consistency-decoder": "generators.consistency.consistency_decoder",
 }
 
 
@@ -42,6 +47,10 @@ class ModelModule(Protocol):
     preset does not say. load(model, folder): what `generators.load` gives in place of the bare module.
     PIXELS = False, where of an image the model sees the towers' embedding alone. adapt(model, weights):
     the weights that a model takes, of those of a trained one of another shape that it starts as.
+    STARTS_AS: the MODEL name of what it starts as, where that is another; then it has to. SEES_IMAGES =
+    True, where it is shown images beside a cache of their latents. finish(folder, config, weights,
+    about): writes what else goes into a trained model's folder. assemble(folder, first_stage, encoder,
+    device=...): what draws, of a model whose gate has a text.
     """
 
     Config: type

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from generators.latent.text import TextEncoder
     from generators.towers import Towers
     from pipeline.loading.examples import ExampleSource
 
@@ -26,8 +27,9 @@ class Materials:
     """What a model may be built from besides its preset.
 
     source: the examples that it will learn from. first_stage: the folder of a trained one, or "".
-    towers: frozen contrastive ones. classes: words of captions, for what tells them apart.
-    init: the folder of a trained model whose weights this one will start from, or "".
+    towers: frozen contrastive ones. classes: words of captions, for what tells them apart. init: the
+    folder of a trained model whose weights this one will start from, or "". text: what reads captions,
+    for models that take no images' embeddings.
     """
 
     source: "ExampleSource"
@@ -35,6 +37,7 @@ class Materials:
     towers: "Towers | None" = None
     classes: tuple[str, ...] = ()
     init: str = ""
+    text: "TextEncoder | None" = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ class Gate:
     that is trained before, `<MODEL>:<PRESET>`. towers: whether contrastive towers are trained before,
     which the model's training is handed. beside: other models, each `<MODEL>:<PRESET>`, that are
     trained with the same materials, and that measure looks at as well. ranks: whether measure takes
-    towers that are trained on what the model's first stage leaves of scenes.
+    towers that are trained on what the model's first stage leaves of scenes. text: the text encoder, as
+    TEXT= names it. base: `<MODEL>:<PRESET>` of what this model starts as, trained before with the same
+    materials. source: level and seed -> what the model itself learns from, where not from scenes.
     """
 
     level: str
@@ -71,6 +76,9 @@ class Gate:
     towers: bool = False
     beside: tuple[str, ...] = ()
     ranks: bool = False
+    text: str = ""
+    base: str = ""
+    source: "Callable[[str, int], ExampleSource] | None" = None
 
 
 @dataclass(frozen=True)

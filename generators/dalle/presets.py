@@ -68,6 +68,23 @@ def _toy() -> Preset:
     return Preset(config, fit, {"optimizer": "muon", "bpe_dropout": 0.0})
 
 
+def _toy_64() -> Preset:
+    """Level B at 64 pixels: 16 x 16 codes, captions of up to 64 whole words; seconds on a GPU."""
+    base = _toy()
+    config = Config(
+        image_size=64,
+        grid=16,
+        image_vocabulary=1024,
+        text_vocabulary=512,
+        text_length=64,
+        width=256,
+        depth=6,
+        heads=4,
+        kernel=11,
+    )
+    return Preset(config, base.fit | {"batch_size": 128}, base.task)
+
+
 def _small() -> Preset:
     """120 M parameters: one GPU, days rather than months."""
     fit = PAPER | {"steps": 200_000, "batch_size": 256, "activation_checkpointing": False}
@@ -86,6 +103,7 @@ def _paper() -> Preset:
 
 PRESETS: dict[str, Callable[[], Preset]] = {
     "toy": _toy,
+    "toy-64": _toy_64,
     "s": _small,
     "1.3b": _large,
     "12b": _paper,

@@ -1,15 +1,28 @@
 """KL and VQ first stages as folders that diffusers loads (AutoencoderKL, VQModel), and back."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from generators.diffusers_parts import Parts
 from generators.first_stages import backbone, kl, vqgan
 from generators.first_stages.backbone import FirstStageConfig
 from pipeline.errors import UserError
 
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+PART = "vae"
+"""Its folder in that of a pipeline."""
+USUAL_SIZE = 32  # diffusers' sample_size, where a configuration says none
 _PARTS = ("encoder", "quant_conv", "quantize", "post_quant_conv", "decoder")
+_FREE = (
+    *("scaling_factor", "shift_factor", "use_quant_conv", "use_post_quant_conv", "force_upcast"),
+    "lookup_from_codebook",
+)
+"""Settings of diffusers' classes that ours can follow, or that say nothing of their weights."""
+_ITSELF = "."
 
 
 def save(model: kl.Model | vqgan.Model, folder: Path | str) -> None:
@@ -18,60 +31,87 @@ def save(model: kl.Model | vqgan.Model, folder: Path | str) -> None:
     diffusers gives the same latents and the same images. Its VQModel quantises what it decodes, and
     with that rounds differently in the last bits.
     """
+    as_peer(model).save_pretrained(str(folder), safe_serialization=True)
+
+
+def as_peer(model: kl.Model | vqgan.Model) -> Any:
+    """diffusers' AutoencoderKL or VQModel of the same weights; UserError where it has no such networks."""
+    require_expressible(model)
+    config = backbone.diffusers_config(model.config)
+    if isinstance(model, kl.Model):
+        peer = _diffusers().AutoencoderKL(**config, scaling_factor=model.scale.factor)
+    else:
+        peer = _diffusers().VQModel(**config, **_codes(model.config), scaling_factor=1.0)
+    own = model.state_dict()
+    peer.load_state_dict({name: own[name] for name in peer.state_dict()})
+    return peer.eval()
+
+
+def require_expressible(model: kl.Model | vqgan.Model) -> None:
+    """UserError for networks that diffusers has not."""
     if not model.config.norm_groups:
         raise UserError(
             "diffusers has no first stage without normalisation",
             "train one with norm_groups above 0",
         )
-    config = backbone.diffusers_config(model.config)
-    if isinstance(model, kl.Model):
-        peer = _diffusers().AutoencoderKL(**config, scaling_factor=model.scale.factor)
-    else:
-        codes = {
-            "num_vq_embeddings": model.config.codes,
-            "vq_embed_dim": model.config.code_channels,
-        }
-        peer = _diffusers().VQModel(**config, **codes, scaling_factor=1.0)
-    own = model.state_dict()
-    peer.load_state_dict({name: own[name] for name in peer.state_dict()})
-    peer.save_pretrained(str(folder), safe_serialization=True)
+
+
+def find(folder: Path | str) -> Path | None:
+    """Where a folder holds a first stage of diffusers: itself, or the vae/ of a pipeline; else None."""
+    for path in (Path(folder), Path(folder) / PART):
+        if (path / CONFIG).is_file():
+            try:
+                return path if described(path)[0] else None
+            except UserError:
+                return None
+    return None
+
+
+def described(folder: Path | str) -> tuple[str, dict[str, Any]]:
+    """The class that config.json names, "" where it names none, and what else it says. Raises UserError."""
+    settings = _parts(folder).unbounded_json(_ITSELF, CONFIG)
+    own = {key: value for key, value in settings.items() if not key.startswith("_")}
+    return str(settings.get("_class_name", "")), own
 
 
 def load(folder: Path | str) -> kl.Model | vqgan.Model:
     """A first stage, in eval mode, from a folder of diffusers; its discriminator has learned nothing.
 
-    UserError where the folder holds something else, or networks that ours has no name for.
+    A shift of its latents becomes part of the layers around them, which are added where the folder has
+    none. UserError where the folder holds something else, or networks that ours has no name for.
     """
-    diffusers = _diffusers()
-    kind, settings = _described(folder)
+    diffusers, parts = _diffusers(), _parts(folder)
+    kind = described(folder)[0]
     peer_class = {"AutoencoderKL": diffusers.AutoencoderKL, "VQModel": diffusers.VQModel}.get(kind)
     if peer_class is None:
         raise UserError(
             f"{folder} holds a {kind or 'folder without a class'}",
             "give an AutoencoderKL or VQModel",
         )
-    try:
-        peer = peer_class.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-        )
-        settings = dict(peer.config)
-        module = kl if kind == "AutoencoderKL" else vqgan
-        model = module.Model(_config(module, settings))
-    except (OSError, ValueError, RuntimeError, TypeError, ArithmeticError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise UserError(f"diffusers cannot read {folder}: {why}", "give a whole folder") from error
-    _require_same(folder, settings, _expected(model))
+    module = kl if kind == "AutoencoderKL" else vqgan
+    settings = parts.described(_ITSELF, peer_class)
+    if module is vqgan:
+        settings["vq_embed_dim"] = settings["vq_embed_dim"] or settings["latent_channels"]
+    with parts.understood(_ITSELF):
+        config = _config(module, settings)
+        expected = backbone.diffusers_config(config)
+        with torch.device("meta"):
+            ours = peer_class(**expected, **(_codes(config) if module is vqgan else {}))
+    peer = parts.network(_ITSELF, peer_class, settings, ours, _FREE)
+    model = module.Model(config)
+    if module is kl:
+        scaling, shift = _latents(folder, settings)
+        _surround(peer, shift)
+        model.scale.set(1 / scaling)
     found = model.load_state_dict(peer.state_dict(), strict=False)
     foreign = [name for name in found.missing_keys if name.startswith(_PARTS)]
     if foreign or found.unexpected_keys:
         raise ValueError(f"weights that do not fit: {foreign}, {found.unexpected_keys}")
-    if isinstance(model, kl.Model):
-        model.scale.set(1 / _scaling(folder, settings["scaling_factor"]))
     return model.eval().requires_grad_(False)
 
 
 def _config(module: Any, settings: dict[str, Any]) -> FirstStageConfig:
-    """Ours, of diffusers' settings; what it cannot say is found by _require_same."""
+    """Ours, of diffusers' settings; what it cannot say is found by comparing."""
     attends = [kind.startswith("Attn") for kind in settings["down_block_types"]]
     shared = {
         "image_size": settings["sample_size"],
@@ -87,50 +127,48 @@ def _config(module: Any, settings: dict[str, Any]) -> FirstStageConfig:
     return vqgan.Config(
         **shared,
         codes=settings["num_vq_embeddings"],
-        code_channels=settings["vq_embed_dim"] or settings["latent_channels"],
+        code_channels=settings["vq_embed_dim"],
         codebook="loss",
         revive_after=0,
     )
 
 
-def _expected(model: kl.Model | vqgan.Model) -> dict[str, Any]:
-    """What diffusers has to say of networks that are this model's."""
-    common = backbone.diffusers_config(model.config) | {"act_fn": "silu"}
-    if isinstance(model, kl.Model):
-        return common | {
-            "shift_factor": None,
-            "use_quant_conv": True,
-            "use_post_quant_conv": True,
-        }
-    return common | {"norm_type": "group"}
+def _codes(config: vqgan.Config) -> dict[str, int]:
+    return {"num_vq_embeddings": config.codes, "vq_embed_dim": config.code_channels}
 
 
-def _require_same(folder: Path | str, settings: dict[str, Any], expected: dict[str, Any]) -> None:
-    for name, ours in expected.items():
-        theirs = settings.get(name)
-        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
-        if theirs != ours:
-            raise UserError(
-                f"{folder} has {name} {theirs}, which our first stages have as {ours} only",
-                "give a first stage with the networks of LDM",
-            )
+def _latents(folder: Path | str, settings: dict[str, Any]) -> tuple[float, float]:
+    """What diffusers multiplies latents by, after it has subtracted what."""
+    scaling, shift = settings["scaling_factor"], settings["shift_factor"] or 0.0
+    if not (isinstance(scaling, int | float) and 0 < scaling < math.inf):
+        raise UserError(f"{folder} has scaling_factor {scaling!r}", "give a number above 0 there")
+    if not (isinstance(shift, int | float) and -math.inf < shift < math.inf):
+        raise UserError(f"{folder} has shift_factor {shift!r}", "give a number there")
+    return scaling, shift
 
 
-def _scaling(folder: Path | str, factor: Any) -> float:
-    if not (isinstance(factor, int | float) and 0 < factor < math.inf):
-        raise UserError(f"{folder} has scaling_factor {factor!r}", "give a number above 0 there")
-    return factor
+@torch.no_grad()
+def _surround(peer: Any, shift: float) -> None:
+    """Gives it the layers around latents that ours has, of which latents come without `shift`."""
+    channels = peer.config.latent_channels
+    if peer.quant_conv is None:
+        peer.quant_conv = _unchanging(2 * channels)
+    if peer.post_quant_conv is None:
+        peer.post_quant_conv = _unchanging(channels)
+    if shift:
+        peer.quant_conv.bias[:channels] -= shift  # of the means, not of the variances
+        peer.post_quant_conv.bias += peer.post_quant_conv.weight.sum(dim=(1, 2, 3)) * shift
 
 
-def _described(folder: Path | str) -> tuple[str, dict[str, Any]]:
-    path = Path(folder) / "config.json"
-    try:
-        settings = json.loads(path.read_bytes())
-        return str(settings.get("_class_name", "")), settings
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is no configuration of diffusers: {error}", "give another folder"
-        ) from error
+def _unchanging(channels: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, channels, 1)
+    nn.init.dirac_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _parts(folder: Path | str) -> Parts:
+    return Parts(folder, "folder of an AutoencoderKL or VQModel", "LDM")
 
 
 def _diffusers() -> Any:

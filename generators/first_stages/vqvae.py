@@ -48,11 +48,23 @@ def toy_fine() -> Preset:
     return Preset(size, recipes.TOY_FIT | {"steps": 2400, "warmup_steps": 100})
 
 
+def toy_64() -> Preset:
+    """Level B's 64 px to 16 x 16 tokens of 10 bits; for a GPU."""
+    size = Config(
+        **recipes.TOY | {"image_size": 64, "channels": (32, 64, 96)},
+        latent_channels=64,
+        codes=1024,
+        code_channels=16,
+        decay=0.98,
+    )
+    return Preset(size, recipes.TOY_FIT | {"steps": 2400, "batch_size": 64, "warmup_steps": 100})
+
+
 def imagenet() -> Preset:
     """128 px to 32 x 32 tokens, K = 512, D = 64 (1711.00937, section 4.1)."""
     size = recipes.F4 | {"image_size": 128, "channels": (128, 256, 256)}
     return Preset(Config(**size, latent_channels=256, codes=512, code_channels=64), recipes.FIT)
 
 
-PRESETS = {"toy": toy, "toy-fine": toy_fine, "imagenet": imagenet}
+PRESETS = {"toy": toy, "toy-fine": toy_fine, "toy-64": toy_64, "imagenet": imagenet}
 GATE = Gate("A16", {"gain": (">=", 5.0), "codes_used": (">=", 0.9)}, measured)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from generators.evaluation.prompt_following import Following, follow
-from generators.guidance import noised, unguided
+from generators.guidance import noised, semantic_quality, unguided
 from generators.guidance.gradients import clip_gradient
 from generators.preset import Beside, Gate
 from generators.towers import Towers
@@ -21,6 +21,7 @@ from pipeline.scenes.rendered import RenderedScenes
 AMONG = 64  # distinct scenes that a caption is looked for in
 GROUPS = 4  # of these
 DRAWN = 64  # captions that images are led to, one each
+IMAGES = 32  # images that others are led to, one each, and as many again for mixtures
 SCALES = (0, 1, 4)
 GUIDED = "glide:toy"  # the model that is led, by the caption ""
 
@@ -28,7 +29,7 @@ GUIDED = "glide:toy"  # the model that is led, by the caption ""
 def measure(model: nn.Module, scenes: RenderedScenes, beside: Beside) -> dict[str, float]:
     """R@1 among 64 scenes by timestep (by chance 1/64), and shares of attributes that are followed.
 
-    `guidance_rise`: from scale 0 to the largest.
+    `guidance_rise`: from scale 0 to the largest. Of guides by images see `semantic_quality.measure`.
     """
     towers = beside.towers.to(noised.device_of(model))
     examples = scenes.batch(distinct(scenes, AMONG * GROUPS))
@@ -40,7 +41,11 @@ def measure(model: nn.Module, scenes: RenderedScenes, beside: Beside) -> dict[st
     figures["r1_falls"] = noised.falls(figures)
     led = guided(model, examples.texts[:DRAWN], scenes.level, beside.models[GUIDED], towers)
     rise = led[f"attributes_{SCALES[-1]}"] - led["attributes_0"]
-    return figures | led | {"guidance_rise": rise}
+    figures |= led | {"guidance_rise": rise}
+    places = distinct(scenes, 2 * IMAGES)
+    one, two = scenes.batch(places[:IMAGES]), scenes.batch(places[IMAGES:])
+    glide = beside.models[GUIDED]
+    return figures | semantic_quality.measure(model, glide, one, two, scenes.level)
 
 
 def distinct(scenes: RenderedScenes, number: int) -> list[Place]:
@@ -96,6 +101,10 @@ GATE = Gate(
         "r1_t100": (">=", 0.5),
         "r1_falls": (">=", 0.2),
         "guidance_rise": (">=", 0.1),
+        "content_rise": (">=", 0.1),
+        "structure_rise": (">=", 0.5),
+        "style_rise": (">=", 0.2),
+        "mixture_turns": (">=", 0.2),
     },
     measure,
     towers=True,

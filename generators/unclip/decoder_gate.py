@@ -18,7 +18,7 @@ from generators.unclip.pixel_decoder import PixelDecoder
 from generators.unclip.unclip import Choice, UnClip
 from pipeline.scenes.rendered import RenderedScenes
 
-SCENES = 256
+SCENES = 512
 CAPTIONED = 128  # of them, that are drawn with their captions as well
 SWEPT, SAMPLES = 32, 4  # of them, that guidance is tried on, and samples of each
 SAMPLING = Sampling("ddim", 25)

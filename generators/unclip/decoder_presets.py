@@ -60,7 +60,7 @@ def _toy_decoder() -> Preset:
     """Level A at 16 pixels, with the towers that its gate trains."""
     config = Config(**TOY_UNET, context_dim=64, embed_dim=64, text_width=64)
     task = {"image_drop": 0.1, "caption_drop": 0.5, "optimizer": "muon"}
-    return Preset(config, TOY_FIT, task)
+    return Preset(config, TOY_FIT | {"steps": 4_000}, task)
 
 
 def _karlo() -> Preset:

@@ -11,7 +11,7 @@ from pipeline.scenes.oracle import read_scene
 from pipeline.scenes.rendered import RenderedScenes
 from pipeline.scenes.world import Scene
 
-EDITED = 40  # scenes, as many for each attribute
+EDITED = 100  # scenes, as many for each attribute
 INPAINTED = 16
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from generators.evaluation.prompt_following import Following, follow
 
-SCALES = (1.0, 1.5, 2.0, 4.0)
+SCALES = (0.5, 1.0, 1.5, 2.0, 4.0)
+"""1 is the conditional model itself, which may already be right; below, the condition has only a part."""
 
 
 def followed(texts: Sequence[str], images: np.ndarray, level: str) -> Following:
@@ -35,7 +36,8 @@ def swept(
     draw: Callable[[float], np.ndarray], texts: Sequence[str], level: str
 ) -> dict[str, float]:
     """What guidance of each scale does: `following_<scale>`, `diversity_<scale>`; `guidance_rise`,
-    what the scale of most attributes adds to those at 1; `diversity_fall`, from 1 to the largest.
+    what the scale of most attributes adds to the least scale, and `guidance_rise_above_1`, what one
+    above 1 adds to 1; `diversity_fall`, from the least scale to the largest.
 
     draw: guidance -> images (P, N, H, W, 3) of the texts, with the same noise at every scale.
     """
@@ -47,7 +49,9 @@ def swept(
         widths.append(diversity(images))
         figures[f"following_{scale:g}"] = rights[-1]
         figures[f"diversity_{scale:g}"] = widths[-1]
+    one = SCALES.index(1.0)
     return figures | {
         "guidance_rise": max(rights[1:]) - rights[0],
+        "guidance_rise_above_1": max(rights[one + 1 :]) - rights[one],
         "diversity_fall": widths[0] - widths[-1],
     }

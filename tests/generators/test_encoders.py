@@ -1,13 +1,15 @@
-"""First stages as encoders of a cache: what the model itself gives, and its identity."""
+"""First stages as encoders of a cache, ours and published ones: what the model itself gives, and its identity."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from generators import checkpoint
-from generators.encoders import FirstStageEncoder, describe_first_stage
+from generators.encoders import FirstStageEncoder, describe_first_stage, load_first_stage
 from generators.pixels import to_model
 from pipeline.errors import UserError
 from tests.support.first_stages import saved
@@ -71,3 +73,77 @@ def test_folders_that_hold_no_first_stage_are_refused(tmp_path: Path):
     (tmp_path / checkpoint.WEIGHTS).unlink()
     with pytest.raises(UserError, match="cannot be read"):
         describe_first_stage(tmp_path)
+
+
+def published(folder: Path, **more: object) -> AutoencoderKL:
+    """An AutoencoderKL as diffusers saves it."""
+    torch.manual_seed(0)
+    peer = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.5,
+        **more,
+    )
+    peer.save_pretrained(folder)
+    return peer.eval()
+
+
+def test_published_first_stages_encode_as_in_diffusers(tmp_path: Path):
+    peer = published(tmp_path / "vae")
+    for folder in (tmp_path, tmp_path / "vae"):  # of a pipeline, and itself
+        encoder = FirstStageEncoder(folder)
+        with torch.no_grad():
+            expected = peer.encode(to_model(IMAGES)).latent_dist.mean
+        assert encoder.name == "latents"
+        np.testing.assert_allclose(encoder(IMAGES), expected.numpy(), atol=1e-6)
+        assert load_first_stage(folder).scale.factor == pytest.approx(0.5)
+
+
+def test_a_published_ones_identity_is_of_weights_and_config(tmp_path: Path):
+    for name in "ab":
+        published(tmp_path / name / "vae")
+    a, b = (describe_first_stage(tmp_path / name) for name in "ab")
+    assert a == b == describe_first_stage(tmp_path / "a" / "vae")
+    assert (a["model"], a["config"]["image_size"]) == ("AutoencoderKL", 16)
+    path = tmp_path / "b" / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": 0.4}))
+    assert describe_first_stage(tmp_path / "b") != a
+    published(tmp_path / "b" / "vae", layers_per_block=2)
+    assert describe_first_stage(tmp_path / "b")["weights"] != a["weights"]
+    (tmp_path / "a" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        describe_first_stage(tmp_path / "a")
+
+
+@pytest.mark.parametrize("quantised", [True, False])
+def test_a_shift_of_latents_is_kept(tmp_path: Path, quantised: bool):
+    """As the first stages of Stable Diffusion 3 and Flux have it, which lack two layers besides."""
+    layers = {"use_quant_conv": quantised, "use_post_quant_conv": quantised}
+    peer, model = published(tmp_path, shift_factor=0.3, **layers), load_first_stage(tmp_path)
+    pixels = to_model(IMAGES)
+    with torch.no_grad():
+        found = model.scale.factor * model.encode(pixels)
+        expected = (peer.encode(pixels).latent_dist.mean - 0.3) * 0.5
+        torch.testing.assert_close(found, expected)
+        images = model.decode(model.scale.unscaled(found))
+        torch.testing.assert_close(images, peer.decode(expected / 0.5 + 0.3).sample)
+
+
+def test_names_of_weights_as_first_published_are_read(tmp_path: Path):
+    """Stable Diffusion 1's files call the parts of the middle's attention query, key, value, proj_attn."""
+    from safetensors.torch import load_file, save_file
+
+    peer = published(tmp_path)
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    for new, old in names.items():
+        weights = {key.replace(f".{new}.", f".{old}."): value for key, value in weights.items()}
+    assert any(".proj_attn." in key for key in weights)
+    save_file(weights, path, {"format": "pt"})
+    with torch.no_grad():
+        expected = peer.encode(to_model(IMAGES)).latent_dist.mean
+        assert torch.equal(load_first_stage(tmp_path).encode(to_model(IMAGES)), expected)

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from generators.diffusion.process import Process
 from generators.diffusion.samplers import Gradient, Sampling
 from generators.diffusion.schedule import Schedule
-from generators.guidance import classifier_gate, noised_clip_gate, unguided
+from generators.guidance import (
+    classifier_gate,
+    noised_clip_gate,
+    semantic,
+    semantic_quality,
+    unguided,
+)
 from generators.guidance.classes import ClassNames
 from generators.noise import SampleNoise
 from generators.pixels import to_images, to_model
@@ -26,6 +32,7 @@ from tests.generators.unclip.small_decoders import OF_WORDS, decoder
 
 SCENES = RenderedScenes("A16", "test", -1)
 PROCESS = Process(Schedule())
+GREY = 0.1  # what a follower has drawn when it asks where to go
 CORNERS = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)  # of a cube: 8 directions
 
 
@@ -55,6 +62,9 @@ class Projection(nn.Module):
     def forward(self, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return noisy.flatten(1)[:, : self.width], self.scale
 
+    def maps(self, noisy: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        return (noisy,)
+
 
 class Follower(nn.Module):
     """Draws, where a gradient points anywhere, what `read` finds in it, else always the same scene."""
@@ -74,7 +84,7 @@ class Follower(nn.Module):
     def sample(self, embedding: None, text: list[str], noise: SampleNoise, **options) -> Tensor:
         assert set(text) == {""}
         gradient: Gradient = options["gradient"]
-        x, t = torch.zeros(len(text), 3, 16, 16), torch.zeros(len(text), dtype=torch.long)
+        x, t = torch.full((len(text), 3, 16, 16), GREY), torch.zeros(len(text), dtype=torch.long)
         images = [
             render("A16", self.read_gradient(row) if row.any() else plain("red"), 3, int(number))
             for number, row in zip(noise.uniform() * 1e6, gradient(x, t, x), strict=True)
@@ -98,6 +108,7 @@ def few(monkeypatch):
     monkeypatch.setattr(noised_clip_gate, "AMONG", 12)
     monkeypatch.setattr(noised_clip_gate, "GROUPS", 2)
     monkeypatch.setattr(noised_clip_gate, "DRAWN", 12)
+    monkeypatch.setattr(noised_clip_gate, "IMAGES", 12)
 
 
 def test_a_model_that_goes_where_the_classifier_points_rises_to_1(few):
@@ -152,6 +163,43 @@ def test_a_model_that_goes_where_the_noised_clip_points_follows_captions(few):
     assert figures["attributes_4"] == 1
     assert figures["guidance_rise"] == 1 - figures["attributes_0"]
     assert figures.keys() >= noised_clip_gate.GATE.bars.keys()
+
+
+def shown_by(gradient: Tensor, images: Tensor) -> int:
+    """Which image (N, 3, 16, 16) a gradient by grey pixels points to, by whichever guide it is of."""
+    if not gradient.flatten()[16:].any():  # content: the projected pixels alone
+        ways = images.flatten(1)[:, :16]
+        return int(torch.cosine_similarity(ways, gradient.flatten()[None, :16]).argmax())
+    colour = gradient.mean((1, 2))
+    if (
+        gradient - colour[:, None, None]
+    ).abs().max() < 0.01 * colour.abs().max():  # style: none differ
+        ways = (semantic.gram(images) - GREY**2).sum(2)
+        return int(torch.cosine_similarity(ways, colour[None]).argmax())
+    ways = (images - GREY).flatten(1)
+    return int(torch.cosine_similarity(ways, gradient.flatten()[None]).argmax())
+
+
+def test_a_model_that_goes_where_images_point_shows_them():
+    places = noised_clip_gate.distinct(SCENES, 24)
+    first, second = (SCENES.batch(places[run]) for run in (slice(0, 12), slice(12, 24)))
+    images = torch.cat([to_model(first.images), to_model(second.images)])
+
+    def read(gradient: Tensor) -> Scene:
+        return SCENES.scene(places[shown_by(gradient, images)].index)
+
+    def measured(reader: Callable[[Tensor], Scene]) -> dict[str, float]:
+        return semantic_quality.measure(Projection(), Follower(reader), first, second, "A16")
+
+    figures = measured(read)
+    assert figures["unguided"] < 0.6
+    assert figures["structure"] == 1
+    assert figures["structure_rise"] == 1 - figures["unguided"]
+    assert figures["style"] > 0.9 and figures["style_colours"] > 0.9 and figures["content"] > 0.9
+    assert figures["mixture_turns"] >= 0
+    deaf = measured(lambda gradient: plain("red"))
+    assert deaf["structure_rise"] == deaf["style_rise"] == deaf["content_rise"] == 0
+    assert deaf["mixture_turns"] == 0
 
 
 def test_retrieval_is_perfect_where_embeddings_are_the_captions_own():
