@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from captioner.upsampling import Upsampled, UpsamplingSettings
+    from pipeline.scenes.world import Level
 
-MAX_FILE_BYTES = 1 << 28
 TABLES = (".parquet", ".jsonl")
+TEMPLATE = "template"
+"""In place of a chat model: captions of the rendered world, written without any model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +25,12 @@ class Upsample:
     """Describe what a prompt names in 15 to 80 words; what cannot be described well stays as it is."""
 
     model: str
-    """A chat model: openai:<model>@<base url>, or vllm:<model>."""
+    """A chat model: openai:<model>@<base url>, or vllm:<model>; or template:<level> for the rendered
+    world."""
     prompt: str = ""
     """One prompt; its description is printed."""
     prompts: str = ""
-    """A file in place of it: a prompt per line, or .tsv or .parquet with a column `prompt`."""
+    """A file in place of it: a prompt per line, or .tsv, .parquet, .json or .jsonl with `prompt`."""
     out: str = ""
     """Where the descriptions of a file go: .parquet or .jsonl."""
     seed: int = 0
@@ -57,8 +60,8 @@ def run(config: Upsample) -> None:
     from pipeline import storage
 
     _check(config)
-    settings = _settings(config)
-    public = parse_name(config.model).public
+    level, settings = _level(config.model), _settings(config)
+    public = config.model if level else parse_name(config.model).public
     prompts = read_prompts(config.prompts) if config.prompts else [config.prompt]
     prompts = prompts[: config.limit or None]
     if config.dry_run:
@@ -68,78 +71,24 @@ def run(config: Upsample) -> None:
         [result] = _upsampled(prompts, config, settings, "")
         say(result.text)
         if result.reason:
-            complain(f"note: it stays as it is: {result.reason} after {result.attempts} answers")
+            after = f" after {result.attempts} answers" if result.attempts else ""
+            complain(f"note: it stays as it is: {result.reason}{after}")
         return
     out = storage.absolute(config.out)
     folder = out.rpartition("/")[0]
     storage.require_writable(folder)
-    journal = storage.join(folder, ANSWERS, folder_name(public))
-    with usage_told({public: journal}):
+    journal = "" if level else storage.join(folder, ANSWERS, folder_name(public))
+    with usage_told({public: journal} if journal else {}):
         results = _upsampled(prompts, config, settings, journal)
     _write(results, out)
     _say_accounting(results, out)
 
 
 def read_prompts(path: str) -> list[str]:
-    """The prompts of a file; UserError where it cannot be read or has none.
+    """The prompts of a file, of any kind that `jobs.prompt_file` reads. Raises UserError."""
+    from jobs.prompt_file import read_wanted
 
-    `.parquet` and `.tsv` have a column named prompt, in any case; other files a prompt per line, and
-    lines without one are left out.
-    """
-    from pipeline import storage
-    from pipeline.errors import UserError
-
-    try:
-        if storage.fingerprint(path).size > MAX_FILE_BYTES:
-            raise UserError(f"PROMPTS={path} has more than {MAX_FILE_BYTES} bytes", "split it")
-        data = storage.read_bytes(path)
-        if path.endswith(".parquet"):
-            prompts = _of_table(data, path)
-        else:
-            lines = data.decode("utf-8-sig").split("\n")
-            prompts = _of_column(lines, path) if path.endswith(".tsv") else lines
-    except OSError as error:
-        raise UserError(f"PROMPTS={path}: {error.strerror or error}", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"PROMPTS={path} is no text in UTF-8", "convert it") from error
-    except ValueError as error:  # fsspec's, of a protocol that it does not know
-        raise UserError(f"PROMPTS={path}: {error}", "check the path") from error
-    prompts = [prompt.strip() for prompt in prompts if prompt and prompt.strip()]
-    if not prompts:
-        raise UserError(f"PROMPTS={path} holds no prompt", "write one per line")
-    return prompts
-
-
-def _of_table(data: bytes, path: str) -> list[str | None]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from pipeline.errors import UserError
-
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        names = file.schema_arrow.names
-        column = file.read(columns=[names[_column(names, path)]]).column(0)
-        return column.cast(pa.string()).to_pylist()
-    except pa.ArrowException as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"PROMPTS={path}: {line}", "give a parquet with texts") from error
-
-
-def _of_column(lines: Sequence[str], path: str) -> list[str]:
-    rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
-    column = _column(rows[0] if rows else [], path)
-    return [row[column] for row in rows[1:] if len(row) > column]
-
-
-def _column(names: Sequence[str], path: str) -> int:
-    from pipeline.errors import UserError
-
-    lower = [name.strip().lower() for name in names]
-    if "prompt" not in lower:
-        has = ", ".join(names)[:200]
-        raise UserError(f"PROMPTS={path} has no column prompt, but {has}", "name one `prompt`")
-    return lower.index("prompt")
+    return [wanted.prompt for wanted in read_wanted(path)]
 
 
 def _check(config: Upsample) -> None:
@@ -173,6 +122,8 @@ def _upsampled(
     from captioner.chat import open_chat_model
     from captioner.upsampling import upsample
 
+    if level := _level(config.model):
+        return by_template(prompts, level, config.seed)
     model = open_chat_model(
         config.model, journal=journal, in_flight=config.in_flight, deadline_sec=config.deadline
     )
@@ -180,6 +131,78 @@ def _upsampled(
         return upsample(prompts, model, config.seed, settings)
     finally:
         model.close()
+
+
+def by_template(prompts: Sequence[str], level: "Level", seed: int) -> "list[Upsampled]":
+    """Captions of scenes of a level that say all that the prompts say; no model is asked."""
+    from captioner.upsampling import Upsampled
+    from pipeline.scenes.upsampling import upsample
+    from pipeline.schemas import OK
+
+    found = [upsample(prompt, level, seed) for prompt in prompts]
+    return [
+        Upsampled(told.prompt, told.text, "original" if told.reason else OK, told.reason)
+        for told in found
+    ]
+
+
+def for_drawing(
+    prompts: Sequence[str], how: str, chat: str, *, pixels: int, seed: int, out: str
+) -> list[str]:
+    """What a generator is told in place of prompts; says what became of each. Raises UserError.
+
+    how: UPSAMPLE, `template` or `1`, by the chat model `chat`, whose answers are kept in `out`. pixels:
+    of a side of the generator's images, which tell the level.
+    """
+    from pipeline.errors import UserError
+    from pipeline.scenes.world import LEVELS
+
+    if how == TEMPLATE:
+        levels = {level.pixels: level for level in LEVELS.values()}
+        if pixels not in levels:
+            raise UserError(
+                f"UPSAMPLE={TEMPLATE} describes rendered scenes, and this model draws {pixels} pixels",
+                "give UPSAMPLE=1 CHAT=openai:<model>@<base url>",
+            )
+        results = by_template(prompts, levels[pixels], seed)
+    elif how == "1" and chat:
+        results = _by_chat(prompts, chat, seed, out)
+    else:
+        raise UserError(
+            f"UPSAMPLE={how}" + (" needs a chat model" if how == "1" else " is no way to do it"),
+            f"give UPSAMPLE=1 CHAT=openai:<model>@<base url>, or UPSAMPLE={TEMPLATE}",
+        )
+    for result in results:
+        kept = f"  (stays as it is: {result.reason})" if result.reason else ""
+        say(f"{result.prompt!r} -> {result.text!r}{kept}")
+    return [result.text for result in results]
+
+
+def _by_chat(prompts: Sequence[str], chat: str, seed: int, out: str) -> "list[Upsampled]":
+    from captioner.chat import folder_name, parse_name
+    from pipeline import storage
+
+    public = parse_name(chat).public
+    journal = storage.join(storage.absolute(out), ANSWERS, folder_name(public))
+    config = Upsample(model=chat, prompt="-", seed=seed)
+    with usage_told({public: journal}):
+        return _upsampled(prompts, config, _settings(config), journal)
+
+
+def _level(model: str) -> "Level | None":
+    """The level of template:<level>, None of a chat model."""
+    from pipeline.errors import UserError
+    from pipeline.scenes.world import LEVELS
+
+    kind, _, name = model.partition(":")
+    if kind != TEMPLATE:
+        return None
+    if name not in LEVELS:
+        raise UserError(
+            f"MODEL={model} names no level",
+            f"give {TEMPLATE}:<level>, of {', '.join(LEVELS)}",
+        )
+    return LEVELS[name]
 
 
 def _write(results: "Sequence[Upsampled]", out: str) -> None:

@@ -15,6 +15,8 @@ from pipeline.schemas import (
     COLUMNS,
     EVALUATED_CAPTIONS,
     EVALUATIONS,
+    GENERATED,
+    GENERATOR_EVALUATIONS,
     KEEP,
     MIX,
     SHARDS,
@@ -24,7 +26,7 @@ from pipeline.schemas import (
 FILE = "catalog.duckdb"
 VIEWS = (
     *("shards", "samples", "columns", "captions", "caption_texts", "keep", "mix", "runs"),
-    *("evaluations", "evaluated_captions"),
+    *("evaluations", "evaluated_captions", "generator_evaluations", "generated"),
 )
 
 _SQL_TYPES = {
@@ -35,6 +37,7 @@ _SQL_TYPES = {
     pa.float32(): "FLOAT",
     pa.float64(): "DOUBLE",
     pa.list_(pa.float32()): "FLOAT[]",
+    pa.list_(pa.string()): "VARCHAR[]",
 }
 _RUNS = {
     "kind": "VARCHAR",
@@ -130,6 +133,12 @@ def _views(out: str, prefix: str) -> dict[str, str]:
             EVALUATED_CAPTIONS,
             f"{_EVALUATION}, {_names(EVALUATED_CAPTIONS)}",
         ),
+        "generator_evaluations": over(
+            "evaluations/*/figures.parquet",
+            GENERATOR_EVALUATIONS,
+            f"{_EVALUATION}, {_names(GENERATOR_EVALUATIONS)}",
+        ),
+        "generated": _generated(out, prefix),
         "samples": _SAMPLES,
         "caption_texts": " UNION ALL ".join([_ORIGINALS, *map(_synthetic, STYLES)]),
         "runs": _runs(out, prefix),
@@ -173,6 +182,17 @@ def _column_runs(out: str) -> list[str]:
     files = storage.glob(out, "columns/*/*.parquet")
     found = {file.rsplit("/", 2)[-2] for file in files}
     return sorted(run for run in found if _COLUMN_RUN.fullmatch(run))
+
+
+def _generated(out: str, prefix: str) -> str:
+    """The pictures of all evaluations of generators, with whatever columns any of them has."""
+    glob = "evaluations/*/samples.parquet"
+    typed = _empty(GENERATED, {"filename": "VARCHAR"})
+    typed = f"SELECT {_EVALUATION}, * EXCLUDE filename FROM ({typed})"
+    if not storage.glob(out, glob):
+        return typed
+    files = f"read_parquet({_quoted(prefix + glob)}, union_by_name = true)"
+    return f"{typed} UNION ALL BY NAME SELECT {_EVALUATION}, * FROM {files}"
 
 
 _SAMPLES = """

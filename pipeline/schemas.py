@@ -230,6 +230,29 @@ EVALUATIONS = pa.schema(
 )
 """How good the captions of a run are, a row per style and metric."""
 
+GENERATOR_EVALUATIONS = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),  # the kind: dalle, latent, ...
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+"""What a generator's evaluation found, a row per figure."""
+
+GENERATED = pa.schema(
+    [
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("captions", pa.string()),  # the kind that was the prompt, where several were
+        pa.field("category", pa.string()),
+        pa.field("similarity", pa.float64()),
+        pa.field("similarity_of_truth", pa.float64()),
+        pa.field("judged", pa.float64()),  # share of yes among the answers that could be read
+        pa.field("questions", pa.list_(pa.string())),
+        pa.field("answers", pa.list_(pa.string())),  # yes | no | unreadable | failed
+    ]
+)
+"""A row per picture of a generator's evaluation; an evaluation has some of these, and others."""
+
 EVALUATED_CAPTIONS = pa.schema(
     [
         pa.field("run", pa.string(), nullable=False),

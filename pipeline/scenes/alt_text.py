@@ -32,7 +32,7 @@ LOWER_CASE = 0.04
 
 _BRANDS = ("Acme", "Northwind", "Bluebell", "Fabrikam", "Contoso", "Larkspur", "Tailwater")
 _NAMES = ("Ada Moreno", "Jonas Weber", "Mei Tanaka", "Ruth Okafor", "Tom Larsen")
-_MEDIA = ("image", "picture", "photo", "banner", "icon", "logo", "screenshot")
+MEDIA = ("image", "picture", "photo", "banner", "icon", "logo", "screenshot")
 _TOPICS = ("Getting started", "Our values", "Spring sale", "How it works", "Annual report")
 
 
@@ -77,7 +77,7 @@ def _file_name(scene: Scene, draws: Draws) -> str:
 
 
 def _boilerplate(scene: Scene, draws: Draws) -> str:
-    brand, medium = draws.choice(_BRANDS), draws.choice(_MEDIA)
+    brand, medium = draws.choice(_BRANDS), draws.choice(MEDIA)
     return draws.choice(
         (
             f"The {brand} logo",
@@ -105,7 +105,7 @@ def _partial(scene: Scene, draws: Draws) -> str:
     thing = draws.choice(scene.main if draws.chance(0.7) else scene.things)
     group = [t for t in scene.things if t.kind == thing.kind]
     words = _noun_phrase(group, draws, column=1)
-    medium = draws.choice(_MEDIA)
+    medium = draws.choice(MEDIA)
     return draws.choice((words, words, words, f"{medium} of {words}", f"{words} {medium}"))
 
 
@@ -156,7 +156,7 @@ def _noun_phrase(group: list[Thing], draws: Draws, column: int, always: str = ""
 
 def _as_typed(text: str, draws: Draws) -> str:
     """With or without article, capital and full stop."""
-    if draws.chance(ARTICLE) and text.split()[0] not in (*NUMBERS, *_MEDIA):
+    if draws.chance(ARTICLE) and text.split()[0] not in (*NUMBERS, *MEDIA):
         text = ("an " if text[0] in "aeiou" else "a ") + text
     if not draws.chance(LOWER_CASE):
         text = text[0].upper() + text[1:]

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.__main__ import main
-from jobs.upsample import read_prompts
+from jobs.upsample import for_drawing, read_prompts
 from pipeline.errors import UserError
+from pipeline.scenes.claims import parse
 from pipeline.schemas import UPSAMPLED
 from tests.support import real
 from tests.support.chat_server import Asked, ChatServer
@@ -44,6 +45,42 @@ def test_it_says_when_it_gives_up(capsys):
     printed = capsys.readouterr()
     assert printed.out == "a red cat\n"
     assert "too_short after 2 answers" in printed.err
+
+
+def test_templates_describe_rendered_scenes_without_any_model(tmp_path, capsys):
+    command = ["upsample", "--model", "template:A16"]
+    assert main([*command, "--prompt", "photo of a red circle"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    (mention,) = parse(line).mentions
+    assert (mention.shape, mention.colour) == ("circle", "red")
+    assert parse(line).scene()
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "up.parquet"
+    prompts.write_text("a red circle\na cat\n")
+    assert main([*command, "--prompts", str(prompts), "--out", str(out)]) == 0
+    first, second = pq.read_table(out).to_pylist()
+    assert (first["status"], first["attempts"]) == ("ok", 0)
+    assert (second["status"], second["reason"], second["text"]) == ("original", "no_thing", "a cat")
+    assert "2 in = 1 ok + 1 no_thing" in capsys.readouterr().out
+
+
+def test_a_generator_is_told_what_its_level_shows(tmp_path):
+    (text,) = for_drawing(["a red ring"], "template", "", pixels=16, seed=0, out=str(tmp_path))
+    assert parse(text).scene().things[0].texture == "plain"  # all that 16 pixels show
+    with pytest.raises(UserError, match="draws 256 pixels"):
+        for_drawing(["a"], "template", "", pixels=256, seed=0, out=str(tmp_path))
+
+
+def test_a_generator_is_told_what_a_chat_model_says_and_that_is_kept(server, tmp_path, capsys):
+    how = {"pixels": 256, "seed": 0, "out": str(tmp_path)}
+    told = for_drawing(["a red cat", "..."], "1", server.name, **how)
+    assert told == [f"A picture of a red cat {TAIL}.", "..."]
+    assert "(stays as it is: empty_prompt)" in capsys.readouterr().out
+    asked = len(server.asked)
+    assert for_drawing(["a red cat", "..."], "1", server.name, **how) == told
+    assert len(server.asked) == asked
+    for wrong in ("1", "yes"):
+        with pytest.raises(UserError, match=f"UPSAMPLE={wrong}"):
+            for_drawing(["a red cat"], wrong, "", **how)
 
 
 def write_prompts(folder: Path, kind: str) -> Path:
@@ -141,6 +178,7 @@ MISTAKES = {
     "out for one": ({"prompt": "b", "out": "x.jsonl"}, "is for PROMPTS"),
     "missing": ({"prompts": "/nowhere.txt", "out": "x.jsonl"}, "PROMPTS=/nowhere.txt"),
     "model": ({"prompt": "a", "model": "gpt"}, "is neither openai:"),
+    "level": ({"prompt": "a", "model": "template:Z"}, "template:Z names no level"),
     "attempts": ({"prompt": "a", "attempts": 0}, "--attempts 0 is not possible"),
     "instruction": ({"prompt": "a", "instruction": "/no.toml"}, "/no.toml"),
 }
