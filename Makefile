@@ -38,7 +38,7 @@ TRAIN = $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,INIT,init) \
       $(call flag,BATCH,batch-size) $(call flag,IMAGE_TOWER,image-tower) $(call flag,LORA,lora) \
       $(call flag,SEED,seed) $(call flag,THREADS,threads) $(call flag,DEVICE,device)
 
-.PHONY: help setup recaption curate crawl crawl-retry import annotate dedup select keep-export keep-import reshard takedown caption mix fuse upsample scenes stats sql calibrate evaluate-captions captioner captioner-train teach train encode sample edit evaluate-generator export gate test test-all test-vllm bench lint format pins clean
+.PHONY: help setup recaption curate crawl crawl-retry import annotate dedup select keep-export keep-import reshard takedown caption mix fuse upsample scenes stats sql calibrate evaluate-captions captioner captioner-train teach train encode sample edit evaluate-generator experiment export gate test test-all test-vllm bench lint format pins clean
 
 help:        ## Show this help
 	@awk -F '## ' '/^[a-z-]+:.*## / {split($$1, t, ":"); printf "  %-18s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
@@ -150,21 +150,21 @@ teach: $(READY)  ## A chat model's captions, taught to a captioner.  SHARDS= TEA
 	@$(JOBS) teach $(TRAIN) $(call flag,TEACHER,teacher) $(call flag,N,n) $(call flag,STYLES,styles) $(call flag,PROMPTS,prompts) $(call flag,IN_FLIGHT,in-flight) $(call flag,DEADLINE,deadline) \
 	  $(call flag,EXECUTOR,executor) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
-train: $(READY)  ## Train a generator on training shards.  MODEL=dvae|dalle|prior|decoder|... SHARDS= OUT= [PRESET=toy] [FIRST_STAGE=|CLIP=] [INIT=] [HELD_OUT=] [CACHE=] [STEPS=] [ADDRESS=]
+train: $(READY)  ## Train a generator on training shards.  MODEL=dvae|dalle|prior|decoder|latent|... SHARDS= OUT= [PRESET=toy] [FIRST_STAGE=] [CLIP=|TEXT=] [INIT=] [HELD_OUT=] [CACHE=] [BUCKETS=1] [STEPS=] [ADDRESS=]
 	$(call need,MODEL,MODEL=dvae SHARDS=data/mine/mix/<run> OUT=my-dvae)
 	$(call need,SHARDS,MODEL=dvae SHARDS=data/mine/mix/<run> OUT=my-dvae)
 	$(call need,OUT,MODEL=dvae SHARDS=data/mine/mix/<run> OUT=my-dvae)
-	@$(JOBS) train $(call flag,MODEL,model) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,PRESET,preset) $(call flag,HELD_OUT,held-out) $(call flag,FIRST_STAGE,first-stage) $(call flag,CLIP,clip) $(call flag,CLASSES,classes) $(call flag,INIT,init) $(call flag,CACHE,cache) $(call flag,CAPTIONS,captions) $(call flag,DROP,drop) $(call flag,CROP,crop) \
+	@$(JOBS) train $(call flag,MODEL,model) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,PRESET,preset) $(call flag,HELD_OUT,held-out) $(call flag,FIRST_STAGE,first-stage) $(call flag,CLIP,clip) $(call flag,TEXT,text) $(call flag,LENGTH,length) $(call flag,CLASSES,classes) $(call flag,INIT,init) $(call flag,CACHE,cache) $(call flag,CAPTIONS,captions) $(call flag,DROP,drop) $(call flag,CROP,crop) $(if $(filter-out 0,$(BUCKETS)),--buckets) \
 	  $(call flag,STEPS,steps) $(call flag,BATCH,batch-size) $(call flag,LR,lr) $(call flag,PRECISION,precision) $(call flag,PARALLEL,parallel) $(if $(filter-out 0,$(COMPILE)),--compile) $(call flag,SEED,seed) $(call flag,DEVICE,device) $(call flag,THREADS,threads) $(call flag,WORKERS,workers) $(call flag,ADDRESS,address) $(call flag,NODES,nodes) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
-encode: $(READY)  ## Cache a mix's tokens, latents or embeddings.  SHARDS= OUT= FIRST_STAGE=|CLIP=<open_clip model>:<tag> [TEXT=] [RUN=]
+encode: $(READY)  ## Cache a mix's tokens, latents or embeddings.  SHARDS= OUT= FIRST_STAGE=|CLIP=<open_clip model>:<tag> [TEXT=t5:<folder>|...] [LENGTH=] [RUN=]
 	$(call need,SHARDS,SHARDS=data/mine/mix/<run> OUT=data/mine FIRST_STAGE=my-dvae)
 	$(call need,OUT,SHARDS=data/mine/mix/<run> OUT=data/mine FIRST_STAGE=my-dvae)
-	@$(JOBS) encode $(HOW) $(call flag,SHARDS,shards) $(call flag,FIRST_STAGE,first-stage) $(call flag,CLIP,clip) $(call flag,TEXT,text) $(call flag,SIZE,size) $(call flag,DEVICE,device) $(call flag,THREADS,threads) $(ARGS)
+	@$(JOBS) encode $(HOW) $(call flag,SHARDS,shards) $(call flag,FIRST_STAGE,first-stage) $(call flag,CLIP,clip) $(call flag,TEXT,text) $(call flag,LENGTH,length) $(call flag,SIZE,size) $(call flag,DEVICE,device) $(call flag,THREADS,threads) $(ARGS)
 
-STACK = $(call flag,CKPT,ckpt) $(call flag,PRIOR,prior) $(call flag,UPSAMPLERS,upsamplers) $(call flag,CLIP,clip) $(call flag,VIA,via) $(call flag,SEED,seed) $(call flag,GUIDANCE,guidance) $(call flag,SAMPLER,sampler) $(call flag,STEPS,steps) $(call flag,ETA,eta) $(call flag,DEVICE,device) $(call flag,THREADS,threads)
+STACK = $(call flag,CKPT,ckpt) $(call flag,PRIOR,prior) $(call flag,UPSAMPLERS,upsamplers) $(call flag,CLIP,clip) $(call flag,FIRST_STAGE,first-stage) $(call flag,TEXT,text) $(call flag,DECODER,decoder) $(call flag,LORA,lora) $(call flag,CONTROLNET,controlnet) $(call flag,CONTROL,control) $(call flag,SIZE,size) $(call flag,VIA,via) $(call flag,SEED,seed) $(call flag,GUIDANCE,guidance) $(call flag,SAMPLER,sampler) $(call flag,STEPS,steps) $(call flag,ETA,eta) $(call flag,DEVICE,device) $(call flag,THREADS,threads)
 
-sample: $(READY)  ## Pictures of a trained generator.  CKPT= PROMPT="a red circle on grass" [N=16] [OUT=samples] [GUIDANCE=] [RERANK=bundled] [IMAGE=]; of a decoder PRIOR= CLIP= [UPSAMPLERS=a,b] [VIA=]
+sample: $(READY)  ## Pictures of a trained generator.  CKPT= PROMPT="a red circle on grass" [N=16] [OUT=samples] [GUIDANCE=] [RERANK=bundled] [IMAGE=]; of a decoder PRIOR= CLIP= [UPSAMPLERS=a,b] [VIA=]; of a latent FIRST_STAGE= TEXT= [DECODER=] [LORA=] [CONTROLNET= CONTROL=] [SIZE=320x192]
 	$(call need,CKPT,MODEL=dalle CKPT=my-dalle PROMPT="a red circle on grass" N=16)
 	@$(JOBS) sample $(STACK) $(call flag,MODEL,model) $(call flag,PROMPT,prompt) $(call flag,PROMPTS,prompts) $(call flag,N,n) $(call flag,OUT,out) $(call flag,RERANK,rerank) $(call flag,IMAGE,image) $(ARGS)
 
@@ -173,25 +173,28 @@ edit: $(READY)  ## Pictures changed.  EDIT=variations|interpolate|text-diff|inpa
 	$(call need,CKPT,EDIT=variations CKPT=my-decoder CLIP=<towers> IMAGE=cat.png)
 	@$(JOBS) edit $(STACK) $(call flag,EDIT,edit) $(call flag,IMAGE,image) $(call flag,TO_IMAGE,to-image) $(call flag,FROM,before) $(call flag,TO,after) $(call flag,STRENGTH,strength) $(call flag,MASK,mask) $(call flag,PROMPT,prompt) $(call flag,N,n) $(call flag,OUT,out) $(ARGS)
 
-evaluate-generator: $(READY)  ## FID, CLIP score, exact prompt following.  CKPT= OUT= SHARDS=|LEVEL=A16|PROMPTS= [N=1000] [FEATURES=inception:<file>] [SCORER=]
+evaluate-generator: $(READY)  ## FID, CLIP score, exact prompt following, a judge.  CKPT= OUT= SHARDS=|LEVEL=A16|PROMPTS= [CAPTIONS=original,long] [JUDGE=openai:<model>@<url>] [N=1000] [FEATURES=inception:<file>] [SCORER=]
 	$(call need,CKPT,CKPT=my-dalle SHARDS=data/mine/mix/<other run> OUT=my-dalle/evaluation)
 	$(call need,OUT,CKPT=my-dalle SHARDS=data/mine/mix/<other run> OUT=my-dalle/evaluation)
-	@$(JOBS) evaluate-generator $(STACK) $(call flag,OUT,out) $(call flag,SHARDS,shards) $(call flag,LEVEL,level) $(call flag,PROMPTS,prompts) $(call flag,N,n) $(call flag,FEATURES,features) $(call flag,SCORER,scorer) $(ARGS)
+	@$(JOBS) evaluate-generator $(STACK) $(call flag,OUT,out) $(call flag,SHARDS,shards) $(call flag,LEVEL,level) $(call flag,PROMPTS,prompts) $(call flag,N,n) $(call flag,CAPTIONS,captions) $(call flag,JUDGE,judge) $(call flag,FEATURES,features) $(call flag,SCORER,scorer) $(ARGS)
 
-export: $(READY)  ## A trained unCLIP as a folder that diffusers runs.  PRIOR= DECODER= UPSAMPLER= CLIP= OUT=
-	$(call need,PRIOR,PRIOR=my-prior DECODER=my-decoder UPSAMPLER=my-upsampler CLIP=ViT-L-14:openai OUT=my-unclip)
-	$(call need,DECODER,PRIOR=my-prior DECODER=my-decoder UPSAMPLER=my-upsampler CLIP=ViT-L-14:openai OUT=my-unclip)
-	$(call need,UPSAMPLER,PRIOR=my-prior DECODER=my-decoder UPSAMPLER=my-upsampler CLIP=ViT-L-14:openai OUT=my-unclip)
-	$(call need,CLIP,PRIOR=my-prior DECODER=my-decoder UPSAMPLER=my-upsampler CLIP=ViT-L-14:openai OUT=my-unclip)
-	$(call need,OUT,PRIOR=my-prior DECODER=my-decoder UPSAMPLER=my-upsampler CLIP=ViT-L-14:openai OUT=my-unclip)
-	@$(JOBS) export $(call flag,PRIOR,prior) $(call flag,DECODER,decoder) $(call flag,UPSAMPLER,upsampler) $(call flag,CLIP,clip) $(call flag,OUT,out) $(ARGS)
+export: $(READY)  ## A trained model as a folder that diffusers runs.  OUT= PRIOR= DECODER= UPSAMPLER= CLIP=, or MODEL=<a latent's folder> FIRST_STAGE= TEXT=
+	$(call need,OUT,MODEL=my-latent FIRST_STAGE=my-kl TEXT=ViT-L-14:openai OUT=my-pipeline)
+	@$(JOBS) export $(call flag,PRIOR,prior) $(call flag,DECODER,decoder) $(call flag,UPSAMPLER,upsampler) $(call flag,CLIP,clip) $(call flag,MODEL,model) $(call flag,FIRST_STAGE,first-stage) $(call flag,TEXT,text) $(call flag,OUT,out) $(ARGS)
+
+experiment: $(READY)  ## Do better captions make better generators? Raw shards to table and plot.  OUT= [PRESET=cpu|gpu] [SEEDS=3]
+	$(call need,OUT,OUT=data/experiment)
+	@$(JOBS) experiment $(call flag,OUT,out) $(call flag,PRESET,preset) $(call flag,SEEDS,seeds) $(call flag,SIDE_BY_SIDE,side-by-side) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 gate: $(READY)  ## Train a toy model on the rendered world, and measure whether what it makes is right.  MODEL=dvae [SEED=]
 	$(call need,MODEL,MODEL=dvae)
 	@$(JOBS) gate $(call flag,MODEL,model) $(call flag,SEED,seed) $(call flag,THREADS,threads) $(call flag,DEVICE,device) $(ARGS)
 
+QUICK_TESTS = not slow and not gpu and not vllm
+
 test: $(READY)  ## Tests, offline, on CPU
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m '$(QUICK_TESTS) and not ray'
+	$(VENV)/bin/python -m pytest -m '$(QUICK_TESTS) and ray'   # Ray has all cores to itself
 
 test-all: $(READY)  ## The slow tests, too
 	$(VENV)/bin/python -m pytest -m 'not gpu and not vllm'

@@ -56,6 +56,11 @@ VERBS = {
     ),
     "export": ("jobs.export", "Export", "write a trained unCLIP as a folder that diffusers runs"),
     "gate": ("jobs.gate", "GateSettings", "train a toy model and measure whether it is right"),
+    "experiment": (
+        "jobs.experiment",
+        "Experiment",
+        "recaption, blend, train and measure: do better captions make better generators?",
+    ),
     "stats": ("jobs.stats", "Stats", "print statistics of captions and blends, or answer SQL"),
     "sql": ("jobs.sql", "Sql", "a SQL prompt over the catalog"),
     "calibrate": (

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 CONDITIONED = ("prior", "prior-ar", "upsampler")
 """What samples only from what another model gives."""
 _DIFFUSION = ("guidance", "sampler", "steps", "eta")
+_ADAPTED = ("lora", "lora_scale", "controlnet", "control", "control_scale")
 _USED = {
     "dalle": ("temperature", "top_k", "top_p", "guidance"),
     "glide": _DIFFUSION,
+    "latent": ("first_stage", "text", "decoder", "size", *_ADAPTED, *_DIFFUSION),
     "decoder": ("prior", "upsamplers", "clip", "via", "prior_guidance", "candidates", *_DIFFUSION),
 }
 """What of a `Drawing` says how a model draws; the others draw in one way."""
@@ -39,16 +41,16 @@ def load(config: "Drawing", device: str) -> Drawer:
     """The model of `ckpt`, with what it takes to draw. Raises UserError."""
     from generators import checkpoint, unconditional
     from generators.dalle.decode import Choice
-    from generators.unclip.diffusers_folder import INDEX
 
-    if (Path(config.ckpt) / INDEX).is_file():
-        _refuse(config, "decoder")
-        return _of_stack("decoder", config, _stack(config, device))
-    record = checkpoint.describe(config.ckpt)
-    name, size = record["model"], record["config"]["image_size"]
+    name = kind(config)
     _refuse(config, name)
     if name == "decoder":
         return _of_stack(name, config, _stack(config, device))
+    if name == "latent":
+        from jobs.latent_drawer import load_latent
+
+        return load_latent(config, device)
+    size = checkpoint.describe(config.ckpt)["config"]["image_size"]
     model = checkpoint.load(config.ckpt, device)
     if name == "dalle":
         choice = Choice(**config.choosing)
@@ -81,6 +83,19 @@ def load(config: "Drawing", device: str) -> Drawer:
         if draws
         else None,
     )
+
+
+def kind(config: "Drawing") -> str:
+    """The MODEL name of what `ckpt` holds. Raises UserError."""
+    from generators import checkpoint
+    from generators.latent.diffusers_folder import is_pipeline
+    from generators.unclip.diffusers_folder import INDEX
+
+    if is_pipeline(config.ckpt):
+        return "latent"
+    if (Path(config.ckpt) / INDEX).is_file():
+        return "decoder"
+    return checkpoint.describe(config.ckpt)["model"]
 
 
 def _of_stack(name: str, config: "Drawing", stack: "UnClip") -> Drawer:

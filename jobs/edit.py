@@ -99,12 +99,13 @@ def run(config: Edit) -> None:
     torch.set_num_threads(config.threads)
     # How captions are drawn, as by ancestral sampling, is no matter to what begins at an image's noise.
     drawn = replace(config, steps="", eta=None) if config.edit in OF_NOISE else config
-    drawer = drawers.load(drawn, str(here().device(config.device)))
-    if drawer.name != "decoder" and (drawer.name, config.edit) != ("glide", "inpaint"):
+    name = drawers.kind(drawn)
+    if name != "decoder" and (name, config.edit) != ("glide", "inpaint"):
         raise UserError(
-            f"CKPT={config.ckpt} is a {drawer.name}, which knows no {config.edit}",
+            f"CKPT={config.ckpt} is a {name}, which knows no {config.edit}",
             "give the folder of a decoder",
         )
+    drawer = drawers.load(drawn, str(here().device(config.device)))
     out = Path(config.out)
     if config.edit == "compare":
         _compare(config, drawer, out)

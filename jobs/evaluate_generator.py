@@ -1,13 +1,17 @@
 """evaluate-generator: measures what a generator draws: FID, CLIP score, exact prompt following; and reconstructions."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from jobs import judging
 from jobs.drawing import Drawing
-from jobs.job import complain, require, say
+from jobs.evaluation_batches import Batches, batches
+from jobs.job import require, say
+from jobs.measured import FIGURES, SAMPLES, Measured, store
+from jobs.prompt_file import Wanted, read_wanted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,17 +19,14 @@ if TYPE_CHECKING:
     from captioner.encoder import ScorerEncoder
     from jobs.drawers import Drawer
 
-SAMPLES, FIGURES = "samples.parquet", "figures.json"
-BATCH = 64
-HELD_OUT_SEED = -1  # of rendered scenes; trainings have seeds from 0 on
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateGenerator(Drawing):
     """Measure what a trained model draws, or how a first stage reconstructs; one of --shards, --level
     and --prompts says on what.
 
-    OUT/samples.parquet has a row per picture, OUT/figures.json the figures and how they were made.
+    OUT/samples.parquet has a row per picture, OUT/figures.json the figures and how they were made,
+    OUT/figures.parquet a row per figure. Of OUT=<data folder>/evaluations/<name> the catalog has views.
     """
 
     out: str
@@ -35,7 +36,13 @@ class EvaluateGenerator(Drawing):
     level: str = ""
     """A level of the rendered world (A16, A): prompts of held-out combinations, read back exactly."""
     prompts: str = ""
-    """A file: a prompt per line, or .tsv or .parquet with a column `prompt`; without images, no FID."""
+    """A file: a prompt per line, or .tsv, .parquet, .json or .jsonl with `prompt`, and perhaps `category`
+    and `questions`; without images, no FID."""
+    captions: str = ""
+    """Of shards: kinds of captions that are prompts one after the other, as original,long."""
+    judge: str = ""
+    """A chat model that sees images: openai:<model>@<base url> or vllm:<model>. It answers each prompt's
+    questions about the drawing with yes or no, or else whether that shows what the prompt says."""
     n: int = 1000
     """Prompts, one picture each; FIDs of different n cannot be compared."""
     features: str = ""
@@ -44,6 +51,7 @@ class EvaluateGenerator(Drawing):
     """For the CLIP score: `bundled`, a captioner's folder, or <open_clip model>:<tag or file>."""
 
     def __post_init__(self) -> None:
+        from pipeline import blend
         from pipeline.errors import UserError
 
         super().__post_init__()
@@ -52,14 +60,28 @@ class EvaluateGenerator(Drawing):
             raise UserError(
                 "what shall it be measured on?", "give one of SHARDS=, LEVEL=A16 and PROMPTS=<file>"
             )
+        if self.size and not self.prompts:
+            raise UserError(
+                f"SIZE={self.size} is not the size of the images to compare with",
+                "leave SIZE out, or give PROMPTS=",
+            )
+        if self.captions and not self.shards:
+            raise UserError(f"CAPTIONS={self.captions} are those of shards", "give SHARDS=")
+        for kind in self.kinds:
+            if "=" in kind or kind.isdigit():
+                raise UserError(
+                    f"CAPTIONS: {kind!r} is no kind", "for example CAPTIONS=original,long"
+                )
+            blend.parse(f"{kind}=1")
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of captions, each once."""
+        given = (kind.strip() for kind in self.captions.split(","))
+        return list(dict.fromkeys(given)) if self.captions else []
 
 
-@dataclass
-class _Measured:
-    """What is added up over batches."""
-
-    rows: list[dict] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
+Features = Callable[["np.ndarray"], "np.ndarray"]
 
 
 def run(config: EvaluateGenerator) -> None:
@@ -72,67 +94,60 @@ def run(config: EvaluateGenerator) -> None:
     from pipeline import storage
 
     storage.require_writable(config.out)
+    wanted = read_wanted(config.prompts) if config.prompts else []
     torch.set_num_threads(config.threads)
     device = str(here().device(config.device))
     drawer = drawers.load(config, device)
     scorer = load_encoder(config.scorer, device=device, flag="SCORER")
     features = _features(config, scorer, device)
-    batches = _batches(config, drawer.image_size)
     if hasattr(drawer.model, "reconstruct"):
-        found = _of_reconstructions(config, drawer.model, batches, scorer, features)
+        _require_drawn(config, drawer)
+        given = batches(config, drawer.image_size, wanted)
+        found = _of_reconstructions(config, drawer.model, given, scorer, features)
     else:
-        found = _of_drawings(config, drawer, batches, scorer, features)
-    _store(config, found, drawer.name)
+        with judging.judging(config.judge, config.out, wanted[: config.n]) as judge:
+            found = _of_kinds(config, drawer, wanted, scorer, features, judge)
+    store(config, config.out, found, drawer.name)
     for name, value in found.figures.items():
         say(f"  {name:26} {value:.4f}")
     say(f"stored in {config.out}/{FIGURES} and {config.out}/{SAMPLES}")
 
 
-Batches = Iterator[tuple[list[str], "np.ndarray | None"]]
-"""Prompts, and the true images uint8 (B, H, W, 3) where there are any."""
-
-
-def _batches(config: EvaluateGenerator, size: int) -> Batches:
-    from jobs.upsample import read_prompts
-    from pipeline.loading.loader import Loader
-    from pipeline.places import Place
-
-    if config.prompts:
-        texts = read_prompts(config.prompts)[: config.n]
-        for start in range(0, len(texts), BATCH):
-            yield texts[start : start + BATCH], None
-        return
-    if config.level:
-        source = _scenes(config.level, size)
-    else:
-        source = Loader(config.shards, size=size, crop="centre")
-    num = min(config.n, len(source))
-    places = [Place(HELD_OUT_SEED, 0, 0, index) for index in range(num)]
-    if config.shards:
-        places = source.places(0, seed=HELD_OUT_SEED, batch_size=num)
-    for start in range(0, num, BATCH):
-        examples = source.batch(places[start : start + BATCH])
-        yield list(examples.texts), examples.images
-    if config.shards and (corrupt := source.counts["corrupt"]):
-        complain(f"note: other samples stand for corrupt ones: {dict(corrupt)}")
-
-
-def _scenes(level: str, size: int) -> Any:
+def _require_drawn(config: EvaluateGenerator, drawer: "Drawer") -> None:
+    """UserError for settings about prompts of what reads none."""
     from pipeline.errors import UserError
-    from pipeline.scenes.rendered import RenderedScenes
-    from pipeline.scenes.world import LEVELS
 
-    if level not in LEVELS:
-        raise UserError(f"LEVEL={level} is no level", f"there are {', '.join(LEVELS)}")
-    if LEVELS[level].pixels != size:
-        raise UserError(
-            f"LEVEL={level} has {LEVELS[level].pixels} pixels, the model has {size}",
-            "give the level that it was trained on",
-        )
-    return RenderedScenes(level, "test", HELD_OUT_SEED)
+    for name in ("captions", "judge"):
+        if getattr(config, name) and not (drawer.draw and drawer.reads):
+            raise UserError(
+                f"CKPT={config.ckpt} is a {drawer.name}, which draws without a text",
+                f"leave {name.upper()} out",
+            )
 
 
-Features = Callable[["np.ndarray"], "np.ndarray"]
+def _of_kinds(
+    config: EvaluateGenerator,
+    drawer: "Drawer",
+    wanted: Sequence[Wanted],
+    scorer: "ScorerEncoder",
+    features: Features,
+    judge: judging.Judging | None,
+) -> Measured:
+    """Drawings for each kind of caption that was asked for, of the same samples.
+
+    DALL-E 3 (Betker et al. 2023), section 3.3, scores what is drawn for ground-truth captions and for
+    descriptive ones, each against its own captions.
+    """
+    _require_drawn(config, drawer)
+    together = Measured()
+    for kind in config.kinds or [""]:
+        given = batches(config, drawer.image_size, wanted, kind)
+        found = _of_drawings(config, drawer, given, scorer, features, judge)
+        if not kind:
+            return found
+        together.rows += [{"captions": kind} | row for row in found.rows]
+        together.figures |= {f"{name}_{kind}": value for name, value in found.figures.items()}
+    return together
 
 
 def _features(config: EvaluateGenerator, scorer: "ScorerEncoder", device: str) -> Features:
@@ -153,10 +168,11 @@ def _features(config: EvaluateGenerator, scorer: "ScorerEncoder", device: str) -
 def _of_drawings(
     config: EvaluateGenerator,
     drawer: "Drawer",
-    batches: Batches,
+    given: Batches,
     scorer: "ScorerEncoder",
     features: Features,
-) -> _Measured:
+    judge: judging.Judging | None,
+) -> Measured:
     """What is drawn for each prompt: its fit to the text, to the truth as a whole, and, of rendered
     scenes, to every attribute that the prompt states. What knows no text has a FID alone.
 
@@ -174,8 +190,8 @@ def _of_drawings(
     if config.prompts and not drawer.reads:
         raise UserError(f"CKPT={config.ckpt} draws without a text", "give SHARDS= or LEVEL=")
     draw = _numbered(drawer)
-    drawn, true, found, followed = MomentsSum(), MomentsSum(), _Measured(), Following()
-    for prompts, images in batches:
+    drawn, true, found, followed = MomentsSum(), MomentsSum(), Measured(), Following()
+    for prompts, images in given:
         made = draw(prompts, len(found.rows))
         rows: list[dict] = [{"prompt": text} for text in prompts]
         if images is not None:
@@ -189,6 +205,8 @@ def _of_drawings(
                 one = follow(text, image, config.level)
                 row |= one.row()
                 followed += one
+        if judge:
+            judge.add(rows, made, len(found.rows))
         found.rows += rows
     found.figures["samples"] = len(found.rows)
     if not config.prompts:
@@ -199,6 +217,8 @@ def _of_drawings(
             found.figures[label] = 100 * sum(row[name] for row in found.rows) / len(found.rows)
     if followed.images:
         found.figures |= followed.figures()
+    if judge:
+        found.figures |= judging.figures(found.rows)
     return found
 
 
@@ -218,10 +238,10 @@ def _add(rows: list[dict], name: str, values: list[float]) -> None:
 def _of_reconstructions(
     config: EvaluateGenerator,
     model: Any,
-    batches: Batches,
+    given: Batches,
     scorer: "ScorerEncoder",
     features: Features,
-) -> _Measured:
+) -> Measured:
     """What a first stage gives back of the images: PSNR, SSIM, use of the codes, and the FID (rFID)."""
     import numpy as np
     import torch
@@ -231,9 +251,9 @@ def _of_reconstructions(
     from generators.pixels import to_model
     from pipeline.errors import UserError
 
-    made_of, true, found = MomentsSum(), MomentsSum(), _Measured()
+    made_of, true, found = MomentsSum(), MomentsSum(), Measured()
     tokens: list[torch.Tensor] = []
-    for prompts, images in batches:
+    for prompts, images in given:
         if images is None:
             raise UserError("a first stage needs images", "give SHARDS= or LEVEL=")
         made = quality.reconstructed(model, images)
@@ -265,24 +285,3 @@ def _similarities(scorer: "ScorerEncoder", images: "np.ndarray", texts: list[str
     """Cosines of images uint8 (B, H, W, 3) and their texts."""
     encoded = scorer.encode_image([scorer.prepare(image) for image in images])
     return [mean for mean, _ in scorer.similarities(encoded, texts)]
-
-
-def _store(config: EvaluateGenerator, found: _Measured, name: str) -> None:
-    import json
-    from dataclasses import asdict
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from pipeline import runs, storage
-
-    with storage.write_atomic(storage.join(config.out, SAMPLES)) as part:
-        pq.write_table(pa.Table.from_pylist(found.rows), part)
-    told = {
-        "figures": found.figures,
-        "model": name,
-        "settings": asdict(config),
-        "environment": runs.environment(),
-    }
-    text = json.dumps(told, indent=1) + "\n"
-    storage.write_bytes(storage.join(config.out, FIGURES), text.encode())

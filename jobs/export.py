@@ -1,5 +1,7 @@
-"""export: trained unCLIP models as a folder that diffusers' UnCLIPPipeline loads and runs."""
+"""export: trained unCLIP or latent diffusion models as a folder that a pipeline of diffusers loads and runs."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,23 +11,53 @@ from jobs.job import say
 if TYPE_CHECKING:
     from torch import nn
 
+UNFINISHED = (
+    ".unfinished"  # in a folder whose export was interrupted: the next one may take its place
+)
+
+
+_STACK, _LATENT = ("prior", "decoder", "upsampler", "clip"), ("model", "first_stage", "text")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a prior, a decoder and an upsampler, and the text tower that they learned with, as safetensors
-    in the layout of kakaobrain/karlo-v1-alpha.
+    """Write trained models as a folder of safetensors that diffusers runs: of PRIOR, DECODER, UPSAMPLER and
+    CLIP an UnCLIPPipeline in the layout of kakaobrain/karlo-v1-alpha; of MODEL, FIRST_STAGE and TEXT a
+    StableDiffusionPipeline, or where its denoiser is a transformer a PixArtAlphaPipeline.
     """
 
-    prior: str
-    """Folder of a trained MODEL=prior."""
-    decoder: str
-    """Folder of a trained MODEL=decoder."""
-    upsampler: str
-    """Folder of a trained MODEL=upsampler that enlarges the decoder's images by bicubic interpolation."""
-    clip: str
-    """The towers that prior and decoder were trained with, as make train was given them."""
     out: str
     """The folder to write."""
+    prior: str = ""
+    """Folder of a trained MODEL=prior."""
+    decoder: str = ""
+    """Folder of a trained MODEL=decoder."""
+    upsampler: str = ""
+    """Folder of a trained MODEL=upsampler that enlarges the decoder's images by bicubic interpolation."""
+    clip: str = ""
+    """The towers that prior and decoder were trained with, as make train was given them."""
+    model: str = ""
+    """Folder of a trained MODEL=latent."""
+    first_stage: str = ""
+    """The first stage that it was trained with."""
+    text: str = ""
+    """The text encoder that it was trained with, as make train was given it."""
+
+    def __post_init__(self) -> None:
+        from pipeline.errors import UserError
+
+        wanted, others = (_LATENT, _STACK) if self.model else (_STACK, _LATENT)
+        foreign = [name.upper() for name in others if getattr(self, name)]
+        absent = [name.upper() for name in wanted if not getattr(self, name)]
+        hint = f"give {_flags(_STACK)}, or {_flags(_LATENT)}"
+        if foreign:
+            raise UserError(f"{foreign[0]} goes with {_flags(others)} alone", hint)
+        if absent:
+            raise UserError(f"{' and '.join(absent)}: not given", hint)
+
+
+def _flags(names: tuple[str, ...]) -> str:
+    return " ".join(f"{name.upper()}=" for name in names)
 
 
 @dataclass(frozen=True)
@@ -39,14 +71,32 @@ class _Text:
 
 def run(config: Export) -> None:
     """Writes the folder. Raises UserError."""
-    from captioner.towers import load_towers
-    from generators.unclip import diffusers_folder
+    from generators.unclip.diffusers_folder import INDEX
     from pipeline.errors import UserError
 
     out = Path(config.out)
     is_empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    if not is_empty and not (out / diffusers_folder.INDEX).is_file():
+    is_export = any((out / name).is_file() for name in (INDEX, UNFINISHED))
+    if not is_empty and not is_export:
         raise UserError(f"OUT={out} holds something else", "give a new folder")
+    if config.model:
+        from jobs.export_latent import prepared
+    else:
+        prepared = _unclip
+    save, readme, how = prepared(config)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / UNFINISHED).touch()
+    save(out)
+    (out / "README.md").write_text(readme)
+    (out / UNFINISHED).unlink()
+    say(f"saved in {out}; README.md there says how diffusers runs it\n\n{how}")
+
+
+def _unclip(config: Export) -> "tuple[Callable[[Path], None], str, str]":
+    """What writes a folder, its README.md, and how it is run. Raises UserError."""
+    from captioner.towers import load_towers
+    from generators.unclip import diffusers_folder
+
     towers = load_towers(config.clip)
     parts = [
         _model(flag, folder, name)
@@ -61,12 +111,15 @@ def run(config: Export) -> None:
     stack = diffusers_folder.Stack(*parts)
     diffusers_folder.require_expressible(stack)
     text = _text(config.clip)
-    diffusers_folder.save(
-        stack, out, text_encoder=text.encoder, tokenizer=text.tokenizer, code=text.code
+    save = functools.partial(
+        diffusers_folder.save,
+        stack,
+        text_encoder=text.encoder,
+        tokenizer=text.tokenizer,
+        code=text.code,
     )
-    how = _how(text)
-    (out / "README.md").write_text(_README.format(how=how))
-    say(f"saved in {out}; README.md there says how diffusers runs it\n\n{how}")
+    how = _WITHOUT_TEXT if text.encoder is None else _WITH_TEXT
+    return save, _README.format(how=how), how
 
 
 def _model(flag: str, folder: str, name: str) -> "nn.Module":
@@ -103,10 +156,6 @@ def _text(clip: str) -> _Text:
     model, tokenizer = load_open_clip(clip, flag="CLIP")
     encoder = text_model(model, tokenizer, unit_text.UnitTextModel)
     return _Text(encoder, clip_tokenizer(tokenizer.context_length), Path(unit_text.__file__))
-
-
-def _how(text: _Text) -> str:
-    return _WITH_TEXT if text.encoder is not None else _WITHOUT_TEXT
 
 
 _WITH_TEXT = """\

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from jobs.job import Stopped, require, say
 
 if TYPE_CHECKING:
+    from generators.latent.text import TextEncoder
     from generators.preset import Gate
     from generators.towers import Towers
+    from pipeline.loading.examples import ExampleSource
 
 RECORD = Path(__file__).parents[1] / "tests" / "gates.json"
 PRESET = "toy"
@@ -49,14 +51,14 @@ def run(config: GateSettings) -> None:
     from jobs import level_a_scorer, level_a_towers
     from pipeline.scenes.rendered import RenderedScenes
 
-    gate = models.find(config.model).GATE
+    module = models.find(config.model)
+    gate = module.GATE
     torch.set_num_threads(config.threads)
     work = Path(config.work or f"data/gates/{config.model}-{config.seed}")
     trained: list[Path] = []
     first_stage = ""
     if gate.first_stage:
-        name, _, preset = gate.first_stage.partition(":")
-        trained.append(_trained(config, name, preset, gate, work / name))
+        trained.append(_of_entry(config, gate.first_stage, gate, work))
         first_stage = str(trained[0])
     towers = None
     if gate.towers:  # those of all gates of a level
@@ -64,20 +66,32 @@ def run(config: GateSettings) -> None:
         with _counted(shared, level_a_towers.saved(shared)):
             towers = level_a_towers.towers(gate.level, config.seed, shared)
         trained.append(shared)
-    materials = {"first_stage": first_stage, "towers": towers}
-    folder = _trained(config, config.model, PRESET, gate, work / config.model, **materials)
-    trained.append(folder)
-    model = checkpoint.load(folder, config.device)
+    text = None
+    if gate.text:
+        from captioner.text_encoders import load_text_encoder
+
+        text = load_text_encoder(gate.text, device=config.device)
+    materials = {"first_stage": first_stage, "towers": towers, "text": text}
+    starts: dict[str, Any] = {}
+    if gate.base:
+        trained.append(_of_entry(config, gate.base, gate, work, **materials))
+        starts = {"init": str(trained[-1])}
+    if gate.source:
+        starts["source"] = gate.source(gate.level, config.seed)
+    folder = work / config.model
+    trained.append(_trained(config, config.model, PRESET, gate, folder, **materials, **starts))
+    if text:
+        base = {"base": starts["init"]} if gate.base else {}
+        model = module.assemble(folder, first_stage, text, device=config.device, **base)
+    else:
+        model = checkpoint.load(folder, config.device)
     others = {}
     for entry in gate.beside:
-        name, _, preset = entry.partition(":")
-        # Where the gate of that model trains it, too.
-        out = work.parent / f"{name}-{config.seed}"
-        out /= name if preset == PRESET else f"{name}-{preset}"
-        is_told = getattr(models.preset(name, preset).config, "embed_dim", 0) > 0
-        own = materials if is_told else {}
-        trained.append(_trained(config, name, preset, gate, out, **own))
-        others[entry] = checkpoint.load(out, config.device)
+        is_told = getattr(models.preset(*entry.split(":")).config, "embed_dim", 0) > 0
+        own = materials if is_told or entry == gate.base else {}
+        found = _of_entry(config, entry, gate, work, **own)
+        trained += [found] if found not in trained else []
+        others[entry] = checkpoint.load(found, config.device)
     more: list[Any] = []
     if gate.ranks:
         scenes, ranking = RenderedScenes(gate.level, "train", config.seed), work / "towers"
@@ -96,6 +110,14 @@ def run(config: GateSettings) -> None:
         raise Stopped(f"{config.model} misses its gate: {', '.join(missed)}")
 
 
+def _of_entry(config: GateSettings, entry: str, gate: "Gate", work: Path, **materials: Any) -> Path:
+    """Another model that a gate rests on, `<MODEL>:<PRESET>`, trained where that model's own gate does."""
+    name, _, preset = entry.partition(":")
+    out = work.parent / f"{name}-{config.seed}"
+    out /= name if preset == PRESET else f"{name}-{preset}"
+    return _trained(config, name, preset, gate, out, **materials)
+
+
 def _trained(
     config: GateSettings,
     name: str,
@@ -103,10 +125,13 @@ def _trained(
     gate: "Gate",
     out: Path,
     *,
+    source: "ExampleSource | None" = None,
     first_stage: str = "",
     towers: "Towers | None" = None,
+    text: "TextEncoder | None" = None,
+    init: str = "",
 ) -> Path:
-    """A model's folder, trained on scenes of the gate's level."""
+    """A model's folder, trained on scenes of the gate's level, or on another source."""
     from generators import checkpoint
     from jobs import generator_fit
     from pipeline.scenes.rendered import RenderedScenes
@@ -114,10 +139,12 @@ def _trained(
     job = generator_fit.Job(
         name,
         preset,
-        RenderedScenes(gate.level, "train", config.seed),
+        source or RenderedScenes(gate.level, "train", config.seed),
         out,
         first_stage=first_stage,
         towers=towers,
+        text=text,
+        init=init,
         about={"level": gate.level, "seed": config.seed},
     )
     settings = generator_fit.settings_of(

@@ -10,6 +10,7 @@ from jobs.job import say
 if TYPE_CHECKING:
     from torch import nn
 
+    from generators.latent.text import TextEncoder
     from generators.preset import Prepared
     from generators.towers import Towers
     from jobs.fit import Fitted
@@ -17,15 +18,16 @@ if TYPE_CHECKING:
     from pipeline.loading.examples import Examples, ExampleSource
 
 TRAINING = "training"  # inside the model's folder: checkpoints, metrics, pictures
-_LEARNED_WITH = ("towers", "words_sha256", "first_stage_sha256")
+_LEARNED_WITH = ("towers", "text", "words_sha256", "first_stage", "first_stage_sha256")
 """Parts of a record without whose likes weights mean nothing."""
 
 
 @dataclass(frozen=True)
 class Job:
     """What is trained, on what, and where to. first_stage: the folder of a trained one, or "". towers:
-    frozen contrastive ones, for models of their embeddings. init: the folder of a trained model of
-    this MODEL name that it starts as, or "".
+    frozen contrastive ones, for models of their embeddings. text: what reads captions, for models that
+    are told no embeddings. init: the folder of a trained model that it starts as, of this MODEL
+    name or of the module's STARTS_AS, or "".
     """
 
     model: str
@@ -35,6 +37,7 @@ class Job:
     held_out: "Examples | None" = None
     first_stage: str = ""
     towers: "Towers | None" = None
+    text: "TextEncoder | None" = None
     classes: tuple[str, ...] = ()  # words of captions, for a classifier
     init: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)  # more of what the task takes
@@ -78,10 +81,13 @@ def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted"
     preset = models.preset(job.model, job.preset)
     with ranks.joined() as group:
         prepared = Prepared(preset.config)
-        if job.towers:
-            job.towers.to(group.device(settings.device))
+        for frozen in (job.towers, job.text):
+            if frozen:
+                frozen.to(group.device(settings.device))
         if hasattr(module, "prepare"):
-            materials = Materials(job.source, job.first_stage, job.towers, job.classes, job.init)
+            materials = Materials(
+                job.source, job.first_stage, job.towers, job.classes, job.init, job.text
+            )
             prepared = module.prepare(preset.config, materials)
             _refuse_unused(job, prepared)
         with torch.random.fork_rng(devices=[]):
@@ -110,6 +116,8 @@ def train(job: Job, settings: "Fit", hint: str = "give another OUT") -> "Fitted"
             record = {"preset": job.preset, "settings": asdict(settings), "steps": fitted.step}
             weights = load_file(fitted.weights)
             prepared.save_parts(job.out)
+            if hasattr(module, "finish"):
+                module.finish(job.out, prepared.config, weights, about)
             checkpoint.save(job.out, job.model, prepared.config, weights, record | about)
 
         group.of_first(save)
@@ -120,9 +128,13 @@ def _refuse_unused(job: Job, prepared: "Prepared") -> None:
     """UserError for materials that the model's record does not speak of: it made no use of them."""
     from pipeline.errors import UserError
 
-    given = {"towers": ("CLIP", job.towers), "first_stage_sha256": ("FIRST_STAGE", job.first_stage)}
-    for name, (flag, material) in given.items():
-        if material and name not in prepared.about:
+    given = {
+        "CLIP": (job.towers, {"towers"}),
+        "TEXT": (job.text, {"text"}),
+        "FIRST_STAGE": (job.first_stage, {"first_stage", "first_stage_sha256"}),
+    }
+    for flag, (material, names) in given.items():
+        if material and not names & prepared.about.keys():
             raise UserError(f"{job.model} makes no use of {flag}", f"leave {flag} out")
 
 
@@ -140,9 +152,10 @@ def _start(model: "nn.Module", job: Job, prepared: "Prepared") -> dict[str, str]
     from generators.encoders import describe_first_stage
     from pipeline.errors import UserError
 
-    record = checkpoint.describe(job.init)
-    if record["model"] != job.model:
-        raise UserError(f"INIT={job.init} holds a {record['model']}", f"give a {job.model}")
+    module = models.find(job.model)
+    record, wanted = checkpoint.describe(job.init), getattr(module, "STARTS_AS", job.model)
+    if record["model"] != wanted:
+        raise UserError(f"INIT={job.init} holds a {record['model']}", f"give a {wanted}")
     for name in _LEARNED_WITH:
         if name in prepared.about and record["about"].get(name) != prepared.about[name]:
             raise UserError(
@@ -150,7 +163,6 @@ def _start(model: "nn.Module", job: Job, prepared: "Prepared") -> dict[str, str]
                 "give what it was trained with",
             )
     identity = describe_first_stage(job.init)
-    module = models.find(job.model)
     try:
         weights = load_file(Path(job.init) / checkpoint.WEIGHTS)
         if hasattr(module, "adapt"):

@@ -141,7 +141,7 @@ def _check(config: Sample, drawer: "Drawer") -> None:
     if drawer.draw is None:
         raise UserError(
             f"CKPT={config.ckpt} is a {name}, which draws nothing by itself",
-            "give a vae, gan, dalle, glide or decoder",
+            "give a vae, gan, dalle, glide, decoder or latent",
         )
     if config.image and name != "dalle":
         raise UserError(f"a {name} completes no image", "leave IMAGE out, or see make edit")

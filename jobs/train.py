@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.job import complain, require, say
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from jobs.generator_fit import Job
     from pipeline.loading.cached import Cache
     from pipeline.loading.examples import Examples
-    from pipeline.loading.loader import Loader
 
 WATCHED = 256  # held-out samples that are looked at on the way
 """As many as tell a tenth of a decibel."""
@@ -29,7 +28,7 @@ class Train:
 
     model: str
     """ae, dae, vae, vqvae, vqvae2, dvae, kl, vqgan, gan, dalle, prior, prior-ar, decoder, glide, upsampler,
-    classifier or noised-clip."""
+    classifier, noised-clip, latent, latent-lora, controlnet, latent-decoder or consistency-decoder."""
     shards: str
     """Training shards that mix wrote: their folder, a glob or a brace pattern; local or any fsspec URL."""
     out: str
@@ -43,6 +42,11 @@ class Train:
     clip: str = ""
     """Frozen towers, for a model of their embeddings: <open_clip model>:<tag or file>, bundled, or a
     captioner's directory. Without a cache they see images at the model's size."""
+    text: str = ""
+    """latent: what reads captions, frozen: t5:<name or folder>, <open_clip model>:<tag or file>, bundled, or
+    a captioner's directory."""
+    length: int = 0
+    """Tokens that TEXT has for each caption, as `encode` was given them; 0 takes its default."""
     classes: str = ""
     """classifier: words of captions, separated by commas, as red,green; by default the preset's."""
     init: str = ""
@@ -58,6 +62,9 @@ class Train:
     """Share of captions that are left out, for classifier-free guidance."""
     crop: Literal["centre", "random", "dalle"] = "random"
     """`dalle`: as in the paper's appendix A.2; a cache is of the centre."""
+    buckets: bool = False
+    """latent: batches of upright and of wide images besides the square ones, each of as many pixels at
+    most; without a cache, which is of squares."""
     corrupt: Literal["replace", "stop"] = "replace"
     """What an image that cannot be read does."""
     steps: int | None = None
@@ -97,7 +104,7 @@ class Train:
 
     def __post_init__(self) -> None:
         require(self, drop=(0, 1), threads=(1, None), workers=(0, None), nodes=(0, None))
-        require(self, seed=(0, None))
+        require(self, seed=(0, None), length=(0, None))
 
 
 def run(config: Train) -> None:
@@ -134,7 +141,7 @@ def here(config: Train) -> "Fitted | None":
         with job.source:
             fitted = generator_fit.train(job, settings)
         if group.is_first:
-            _tell(config, fitted, job.source)
+            _tell(config, fitted, job)
     return fitted
 
 
@@ -143,8 +150,9 @@ def _check(config: Train) -> None:
     from generators import models
     from pipeline.errors import UserError
 
-    task = models.preset(config.model, config.preset).task
-    given = {"FIRST_STAGE": config.first_stage, "CLIP": config.clip, "CACHE": config.cache}
+    preset = models.preset(config.model, config.preset)
+    given = {"FIRST_STAGE": config.first_stage, "CLIP": config.clip}
+    given |= {"TEXT": config.text, "CACHE": config.cache}
     named = [flag for flag, value in given.items() if value]
     if named and not hasattr(models.find(config.model), "prepare"):
         raise UserError(
@@ -152,7 +160,11 @@ def _check(config: Train) -> None:
         )
     if config.classes and config.model != "classifier":
         raise UserError(f"{config.model} has no classes", "leave CLASSES out")
-    if config.perceptual and "perceptual" not in task:
+    if config.buckets and not hasattr(preset.config, "unit"):
+        raise UserError(f"{config.model} learns from square images", "leave BUCKETS out")
+    if config.buckets and config.cache:
+        raise UserError("CACHE is of squares, and BUCKETS are not", "leave one of them out")
+    if config.perceptual and "perceptual" not in preset.task:
         raise UserError(f"{config.model} has no perceptual loss", "leave --perceptual out")
 
 
@@ -168,22 +180,36 @@ def _job(config: Train, device: "torch.device") -> "Job":
 
     from generators import models
     from jobs.generator_fit import Job
+    from pipeline.loading.buckets import aspect_buckets
     from pipeline.loading.loader import Loader
 
-    cache, towers = _cache(config), None
+    module = models.find(config.model)
+    preset = models.preset(config.model, config.preset)
+    own, precision = preset.config, config.precision or preset.fit.get("precision")
+    cache, towers, text = _cache(config), None, None
     if config.clip:
         from captioner.towers import load_towers
 
         towers = load_towers(config.clip, device=str(device))
-    module = models.find(config.model)
-    size = models.preset(config.model, config.preset).config.image_size
-    images = None if config.first_stage else True  # a first stage's codes stand for them
+    if config.text:
+        from captioner.text_encoders import load_text_encoder
+
+        text = load_text_encoder(
+            config.text,
+            device=str(device),
+            precision="bf16" if precision == "bf16" else "fp32",
+            length=config.length,
+        )
+    size = own.image_size
+    # A first stage's codes stand for images, where the model sees none itself.
+    images = None if config.first_stage and not getattr(module, "SEES_IMAGES", False) else True
     if towers and not getattr(module, "PIXELS", True):
         size, images = towers.image_size, not (cache and cache.holds_embeddings)
     source = Loader(
         config.shards,
         size=size,
         crop="centre" if config.cache else config.crop,
+        buckets=aspect_buckets(size, _unit(config, own)) if config.buckets else (),
         captions=config.captions,
         drop=config.drop,
         corrupt=config.corrupt,
@@ -206,11 +232,21 @@ def _job(config: Train, device: "torch.device") -> "Job":
         held_out,
         first_stage=config.first_stage,
         towers=towers,
+        text=text,
         classes=tuple(word.strip() for word in config.classes.split(",") if word.strip()),
         init=config.init,
         options={"perceptual": config.perceptual} if config.perceptual else {},
         about=source.about,
     )
+
+
+def _unit(config: Train, own: Any) -> int:
+    """Pixels that divide all sides; the first stage that is given may have others than the preset's."""
+    from generators.encoders import load_first_stage
+
+    if not config.first_stage:
+        return own.unit  # prepare will ask for one
+    return load_first_stage(config.first_stage).factor * own.reduction
 
 
 def _cache(config: Train) -> "Cache | None":
@@ -228,6 +264,10 @@ def _cache(config: Train) -> "Cache | None":
         from captioner.text_states import describe_text_states
 
         cache.require_clip(describe_text_states(config.clip, "CLIP"))
+    if config.text:
+        from captioner.text_encoders import describe_text_encoder
+
+        cache.require_text(describe_text_encoder(config.text, config.length))
     return cache
 
 
@@ -240,14 +280,16 @@ def _held_out(config: Train, size: int) -> "Examples":
     return loader.batch(places)
 
 
-def _tell(config: Train, fitted: "Fitted", source: "Loader") -> None:
+def _tell(config: Train, fitted: "Fitted", job: "Job") -> None:
     figures = {k.removeprefix("evaluate/"): v for k, v in fitted.metrics.items() if "/" in k}
     say(f"trained {config.model} for {fitted.step} steps")
     for name, value in figures.items():
         say(f"  {name:20} {value:.4g}")
-    counts = source.counts
+    counts = job.source.counts
     say(f"samples   {counts['samples']:,} prepared, {counts['dropped']:,} without their caption")
     for what in ("captions", "corrupt"):
         if counts[what]:
             say(f"  {what:9} " + "  ".join(f"{k} {v:,}" for k, v in counts[what].items()))
+    if job.text and job.text.num_cut:
+        say(f"  {job.text.num_cut:,} captions were longer than TEXT reads, and lost their end")
     say(f"saved in {config.out}; pictures and metrics in {config.out}/training")

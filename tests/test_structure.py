@@ -85,3 +85,10 @@ def test_every_file_says_what_it_is_for():
         if not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert silent == []
+
+
+def test_every_target_of_make_has_a_rule():
+    text = (ROOT / "Makefile").read_text()
+    [phony] = re.findall(r"^\.PHONY: (.*)$", text, re.M)
+    rules = re.findall(r"^([a-z-]+):", text, re.M)
+    assert sorted(phony.split()) == sorted(rules)

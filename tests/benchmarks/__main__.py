@@ -22,6 +22,7 @@ TAKES = {
     "bench_prior": ("--quick",),
     "bench_samplers": ("--quick",),
     "bench_decoder": ("--quick",),
+    "bench_latent": ("--quick",),
     "bench_loader": ("--data", "--quick"),
 }
 """Benchmark -> the flags that mean something to it."""

@@ -133,6 +133,23 @@ def test_a_folder_of_something_else_is_left_alone(given: dict[str, str], tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_an_export_that_was_interrupted_is_made_again(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "folder"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(diffusers_folder, "_class_of", stop)
+        assert export(out, given) == 130
+    assert list(out.iterdir()) and not (out / "model_index.json").exists()
+    assert export(out, given) == 0
+    assert not (out / ".unfinished").exists()
+    diffusers_folder.load(out)
+
+
 def test_another_export_takes_the_place_of_one(given: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "prior").mkdir()

@@ -12,6 +12,8 @@ from jobs import gate
 from jobs.__main__ import main
 
 RECORD = json.loads(gate.RECORD.read_text())
+UNMEASURED = {"latent", "latent-lora", "controlnet", "latent-decoder", "consistency-decoder"}
+"""New models whose gates were not trained yet."""
 ANEW = ("ae", "vqvae")
 """Quick ones."""
 
@@ -24,7 +26,7 @@ def is_reached(found: Gate, figures: dict[str, float]) -> bool:
 
 
 def test_every_model_is_on_record():
-    assert set(RECORD) == set(models.MODELS)
+    assert set(RECORD) | UNMEASURED == set(models.MODELS) and not set(RECORD) & UNMEASURED
 
 
 @pytest.mark.parametrize("model", RECORD)
@@ -97,6 +99,36 @@ def test_towers_and_models_beside_are_trained_with_the_same_materials(tmp_path, 
     told = json.loads((tmp_path / "prior-3/prior/config.json").read_text())["about"]
     assert told["towers"] == towers.about
     assert json.loads(record.read_text())["prior"]["bars"] == {"width": ">= 1"}
+
+
+def test_what_starts_as_another_model_is_trained_after_it_on_its_own_source(tmp_path, monkeypatch):
+    from generators.first_stages import ae
+    from pipeline.scenes.rendered import RenderedScenes
+
+    preset = ae.PRESETS["toy"]()
+    short = replace(preset, fit=preset.fit | {"steps": 4, "warmup_steps": 1, "batch_size": 4})
+    for name in ("toy", "first"):
+        monkeypatch.setitem(ae.PRESETS, name, lambda: short)
+    asked, seen = [], []
+
+    def source(level: str, seed: int) -> RenderedScenes:
+        asked.append((level, seed))
+        return RenderedScenes(level, "train", seed, size=4)
+
+    def measure(model, scenes, beside):
+        seen.append(beside.models)
+        return {"one": 1.0}
+
+    gated = Gate("A16", {}, measure, base="ae:first", source=source, beside=("ae:first",))
+    monkeypatch.setattr(ae, "GATE", gated)
+    given = ("--work", str(tmp_path / "ae-3"), "--record", str(tmp_path / "r.json"), "--seed", "3")
+    assert main(["gate", "--model", "ae", *given]) == 0
+    assert asked == [("A16", 3)] and list(seen[0]) == ["ae:first"]
+    first, second = (
+        json.loads((tmp_path / "ae-3" / name / "config.json").read_text())["about"]
+        for name in ("ae-first", "ae")
+    )
+    assert "init" not in first and second["init"]
 
 
 def test_cpu_seconds_are_of_all_calls_that_trained(tmp_path):
