@@ -62,5 +62,5 @@ GATE = Gate(
     measure,
     first_stage="kl:toy-latent",
     text="bundled",
-    base="latent:toy-unet",
+    base="latent:toy",
 )

@@ -6,7 +6,7 @@ from generators.unclip.following import followed
 from pipeline.scenes.rendered import RenderedScenes
 
 PROMPTS = 256
-GUIDANCE = 2.0
+GUIDANCE = 1.5
 
 
 def measure(latent: Latent, scenes: RenderedScenes) -> dict[str, float]:
