@@ -150,11 +150,11 @@ teach: $(READY)  ## A chat model's captions, taught to a captioner.  SHARDS= TEA
 	@$(JOBS) teach $(TRAIN) $(call flag,TEACHER,teacher) $(call flag,N,n) $(call flag,STYLES,styles) $(call flag,PROMPTS,prompts) $(call flag,IN_FLIGHT,in-flight) $(call flag,DEADLINE,deadline) \
 	  $(call flag,EXECUTOR,executor) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
-train: $(READY)  ## Train a generator on training shards.  MODEL=dvae|dalle|prior|decoder|latent|... SHARDS= OUT= [PRESET=toy] [FIRST_STAGE=] [CLIP=|TEXT=] [INIT=] [HELD_OUT=] [CACHE=] [BUCKETS=1] [STEPS=] [ADDRESS=]
+train: $(READY)  ## Train a generator on training shards.  MODEL=dvae|dalle|prior|decoder|latent|... SHARDS= OUT= [PRESET=toy] [FIRST_STAGE=] [CLIP=|TEXT=] [INIT=] [PRIOR_CAPTIONS=] [HELD_OUT=] [CACHE=] [BUCKETS=1] [STEPS=] [ADDRESS=]
 	$(call need,MODEL,MODEL=dvae SHARDS=data/mine/mix/<run> OUT=my-dvae)
 	$(call need,SHARDS,MODEL=dvae SHARDS=data/mine/mix/<run> OUT=my-dvae)
 	$(call need,OUT,MODEL=dvae SHARDS=data/mine/mix/<run> OUT=my-dvae)
-	@$(JOBS) train $(call flag,MODEL,model) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,PRESET,preset) $(call flag,HELD_OUT,held-out) $(call flag,FIRST_STAGE,first-stage) $(call flag,CLIP,clip) $(call flag,TEXT,text) $(call flag,LENGTH,length) $(call flag,CLASSES,classes) $(call flag,INIT,init) $(call flag,CACHE,cache) $(call flag,CAPTIONS,captions) $(call flag,DROP,drop) $(call flag,CROP,crop) $(if $(filter-out 0,$(BUCKETS)),--buckets) \
+	@$(JOBS) train $(call flag,MODEL,model) $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,PRESET,preset) $(call flag,HELD_OUT,held-out) $(call flag,FIRST_STAGE,first-stage) $(call flag,CLIP,clip) $(call flag,TEXT,text) $(call flag,LENGTH,length) $(call flag,CLASSES,classes) $(call flag,INIT,init) $(call flag,PRIOR_CAPTIONS,prior-captions) $(call flag,CACHE,cache) $(call flag,CAPTIONS,captions) $(call flag,DROP,drop) $(call flag,CROP,crop) $(if $(filter-out 0,$(BUCKETS)),--buckets) \
 	  $(call flag,STEPS,steps) $(call flag,BATCH,batch-size) $(call flag,LR,lr) $(call flag,PRECISION,precision) $(call flag,PARALLEL,parallel) $(if $(filter-out 0,$(COMPILE)),--compile) $(call flag,SEED,seed) $(call flag,DEVICE,device) $(call flag,THREADS,threads) $(call flag,WORKERS,workers) $(call flag,ADDRESS,address) $(call flag,NODES,nodes) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 encode: $(READY)  ## Cache a mix's tokens, latents or embeddings.  SHARDS= OUT= FIRST_STAGE=|CLIP=<open_clip model>:<tag> [TEXT=t5:<folder>|...] [LENGTH=] [RUN=]
@@ -164,9 +164,9 @@ encode: $(READY)  ## Cache a mix's tokens, latents or embeddings.  SHARDS= OUT= 
 
 STACK = $(call flag,CKPT,ckpt) $(call flag,PRIOR,prior) $(call flag,UPSAMPLERS,upsamplers) $(call flag,CLIP,clip) $(call flag,FIRST_STAGE,first-stage) $(call flag,TEXT,text) $(call flag,DECODER,decoder) $(call flag,LORA,lora) $(call flag,CONTROLNET,controlnet) $(call flag,CONTROL,control) $(call flag,SIZE,size) $(call flag,VIA,via) $(call flag,SEED,seed) $(call flag,GUIDANCE,guidance) $(call flag,SAMPLER,sampler) $(call flag,STEPS,steps) $(call flag,ETA,eta) $(call flag,DEVICE,device) $(call flag,THREADS,threads)
 
-sample: $(READY)  ## Pictures of a trained generator.  CKPT= PROMPT="a red circle on grass" [N=16] [OUT=samples] [GUIDANCE=] [RERANK=bundled] [IMAGE=]; of a decoder PRIOR= CLIP= [UPSAMPLERS=a,b] [VIA=]; of a latent FIRST_STAGE= TEXT= [DECODER=] [LORA=] [CONTROLNET= CONTROL=] [SIZE=320x192]
+sample: $(READY)  ## Pictures of a trained generator.  CKPT= PROMPT="a red circle on grass" [N=16] [OUT=samples] [GUIDANCE=] [RERANK=bundled] [UPSAMPLE=1 CHAT=openai:<model>@<url>|UPSAMPLE=template] [IMAGE=]; of a decoder PRIOR= CLIP= [UPSAMPLERS=a,b] [VIA=]; of a latent FIRST_STAGE= TEXT= [DECODER=] [LORA=] [CONTROLNET= CONTROL=] [SIZE=320x192]
 	$(call need,CKPT,MODEL=dalle CKPT=my-dalle PROMPT="a red circle on grass" N=16)
-	@$(JOBS) sample $(STACK) $(call flag,MODEL,model) $(call flag,PROMPT,prompt) $(call flag,PROMPTS,prompts) $(call flag,N,n) $(call flag,OUT,out) $(call flag,RERANK,rerank) $(call flag,IMAGE,image) $(ARGS)
+	@$(JOBS) sample $(STACK) $(call flag,MODEL,model) $(call flag,PROMPT,prompt) $(call flag,PROMPTS,prompts) $(call flag,N,n) $(call flag,OUT,out) $(call flag,RERANK,rerank) $(if $(filter-out 0,$(UPSAMPLE)),$(call flag,UPSAMPLE,upsample)) $(call flag,CHAT,chat) $(call flag,IMAGE,image) $(ARGS)
 
 edit: $(READY)  ## Pictures changed.  EDIT=variations|interpolate|text-diff|inpaint|compare CKPT= CLIP= IMAGE= [TO_IMAGE=] [FROM= TO= STRENGTH=] [MASK= PROMPT=] [PRIOR=] [STEPS=] [N=8] [OUT=edits]
 	$(call need,EDIT,EDIT=variations CKPT=my-decoder CLIP=<towers> IMAGE=cat.png)

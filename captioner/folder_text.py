@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from captioner.folder_towers import KNOWN, TEXT, WEIGHTS, WORDS, settings_of, understood
 from captioner.load import sha256_of
-from captioner.text_encoders import CaptionEncoder
+from captioner.text_encoders import CaptionEncoder, written
 from pipeline.errors import UserError
+from pipeline.foreign import believed
 
 _PREFIX = "text_model."  # of the weights' names, as published
 
@@ -21,7 +22,11 @@ _PREFIX = "text_model."  # of the weights' names, as published
 def describe_folder_text(name: str, length: int = 0, flag: str = "TEXT") -> dict[str, Any]:
     """What identifies it: weights, words, and the tokens that it has for a caption. Raises UserError."""
     root = Path(name)
-    most = settings_of(root / TEXT, flag).get("max_position_embeddings", 77)
+    settings = settings_of(root / TEXT, flag)
+    with understood(root / TEXT, flag):
+        most = believed(settings, KNOWN).get("max_position_embeddings", 77)
+        if not isinstance(most, int) or most < 3:  # start, end and a word
+            raise ValueError(f"captions of {most} tokens")
     if length > most:
         raise UserError(
             f"{flag}={name}: of a caption it sees {most} tokens, not {length}",
@@ -54,7 +59,7 @@ def folder_text(name: str, flag: str = "TEXT") -> tuple[nn.Module, Any]:
     root = Path(name)
     settings = settings_of(root / TEXT, flag)
     with understood(root / TEXT, flag):
-        config = CLIPTextConfig(**{key: settings[key] for key in KNOWN if key in settings})
+        config = CLIPTextConfig(**believed(settings, KNOWN))
         with torch.device("meta"):
             numbers = sum(p.numel() for p in CLIPTextModel(config).parameters())
         stored = (root / TEXT / WEIGHTS).stat().st_size
@@ -69,7 +74,8 @@ def folder_text(name: str, flag: str = "TEXT") -> tuple[nn.Module, Any]:
         model.load_state_dict({own[k]: state[k] for k in own})
     with understood(root / WORDS, flag):
         words = CLIPTokenizer.from_pretrained(str(root / WORDS), local_files_only=True)
-        ids = (words.bos_token_id, words.eos_token_id, words.pad_token_id, len(words) - 1)
+        last = max(words.get_vocab().values())
+        ids = (words.bos_token_id, words.eos_token_id, words.pad_token_id, last)
         if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids):
             raise ValueError(f"ids {ids} for an encoder of {config.vocab_size} words")
     return model.eval().requires_grad_(False), words
@@ -91,7 +97,7 @@ class FolderCaptions(CaptionEncoder):
         return states.float(), torch.ones_like(ids, dtype=torch.bool), None
 
     def _ids(self, text: str) -> tuple[list[int], bool]:
-        found = self._words(text, add_special_tokens=False)["input_ids"]
+        found = self._words(written(text), add_special_tokens=False)["input_ids"]
         room = self.context - 2
         own = [self._words.bos_token_id, *found[:room], self._end]
         return own, len(found) > room

@@ -2,15 +2,12 @@
 
 # B samples, T tokens, D width of their states, E width of the contrastive space, S pixels of a side
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,20 +16,16 @@ from captioner.load import sha256_of
 from captioner.scorer import ImageView
 from captioner.towers import ContrastiveTowers
 from pipeline.errors import UserError
+from pipeline.foreign import UNFIT, believed, read_object
 
 TEXT, WORDS, IMAGE, SEEN = "text_encoder", "tokenizer", "image_encoder", "feature_extractor"
-_CONFIG_BYTES, _LARGEST, _MOST_LAYERS = 1 << 20, 1 << 20, 256  # Karlo has 49408 words and 24 layers
-_UNFIT = (
-    *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError),
-    *(ImportError, SafetensorError, StrictDataclassError),
-)
 WEIGHTS = "model.safetensors"
 KNOWN = (
     *("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers"),
     *("num_attention_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps"),
     *("bos_token_id", "eos_token_id", "image_size", "patch_size", "num_channels"),
 )
-"""What of a configuration is believed: others name code, as kernels and quantisers are."""
+"""What of a configuration is believed."""
 
 
 def load_folder_towers(
@@ -154,7 +147,7 @@ class FolderTowers(ContrastiveTowers):
 def _model(path: Path, kind: Any, config_kind: Any, flag: str) -> nn.Module:
     settings = settings_of(path, flag)
     with understood(path, flag):
-        config = config_kind(**{key: settings[key] for key in KNOWN if key in settings})
+        config = config_kind(**believed(settings, KNOWN))
         with torch.device("meta"):
             numbers = sum(p.numel() for p in kind(config).parameters())
         stored = (path / WEIGHTS).stat().st_size
@@ -168,21 +161,16 @@ def _model(path: Path, kind: Any, config_kind: Any, flag: str) -> nn.Module:
 
 
 def settings_of(path: Path, flag: str) -> dict[str, Any]:
-    """What a part's config.json says, its numbers of sizes that models have. Raises UserError."""
+    """What a part's config.json says. Raises UserError."""
     with understood(path, flag):
-        found = _json(path / "config.json")
-        for key, value in found.items():
-            most = _MOST_LAYERS if "layers" in key else _LARGEST
-            if isinstance(value, int | float) and not -most <= value <= most:
-                raise ValueError(f"{key} is {value}")
-    return found
+        return read_object(path / "config.json")
 
 
 def _view(root: Path, size: int, flag: str) -> ImageView:
     """As CLIPImageProcessor prepares images: the middle square, bicubic."""
     with understood(root / SEEN, flag):
         path = root / SEEN / "preprocessor_config.json"
-        found = _json(path) if path.is_file() else {}
+        found = read_object(path) if path.is_file() else {}
         mean, std = found.get("image_mean", CLIP_MEAN), found.get("image_std", CLIP_STD)
         sides = [found.get(key, size) for key in ("size", "crop_size")]
         sides = [
@@ -195,21 +183,12 @@ def _view(root: Path, size: int, flag: str) -> ImageView:
         return ImageView(size, mean, std)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _CONFIG_BYTES:
-        raise ValueError(f"longer than {_CONFIG_BYTES:,} bytes")
-    found = json.loads(path.read_bytes())
-    if not isinstance(found, dict):
-        raise ValueError("no object")
-    return found
-
-
 @contextmanager
 def understood(path: Path, flag: str) -> Iterator[None]:
     """Whatever a library stumbles over in a part becomes one line with its path."""
     try:
         yield
-    except _UNFIT as error:
+    except UNFIT as error:
         why = " ".join(str(error).split())[:300]
         raise UserError(
             f"{flag}: {path} cannot be read: {why}", "give a whole folder of a diffusers pipeline"

@@ -28,8 +28,9 @@ LEAST_SIDE = 224
 """Pixels of a side below which pictures are enlarged: towers of chat models refuse tiny ones."""
 _TOKENS, _TOKENS_OF_WHOLE = 64, 512
 _CLAUSE = re.compile(r"[.,!:;\u2026]|\s[-\u2013\u2014]+\s")
-_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
-_VERDICT = re.compile(r"verdict[\W_]*:[\W_]*(yes|no)")
+# Strangers write the answers: no pattern here may try a run of marks from each of its places.
+_LETTER = re.compile(r"[^\W_]")
+_VERDICT = re.compile(r"verdict(?:[^\w:]|_)*:[\W_]*(yes|no)")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def read(answer: Answer, *, of_whole: bool) -> str:
     if not of_whole:
         lines = without_thoughts(text).splitlines()
         return _first(tidied(" ; ".join(lines)))  # a line's end ends a clause
-    if answer.finish != "stop" or len(answer.text) > MAX_CHARS:
+    if answer.finish != "stop" or max(len(answer.text), len(text)) > MAX_CHARS:
         return UNREADABLE  # its end is not there
     lines = [_bare(line) for line in without_thoughts(text).splitlines()]
     found = _VERDICT.fullmatch(next((line for line in reversed(lines) if line), ""))
@@ -132,4 +133,6 @@ def _first(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    return _EDGES.sub("", text)
+    """Without what stands before its first letter or digit and after its last."""
+    first, last = _LETTER.search(text), _LETTER.search(text[::-1])
+    return text[first.start() : len(text) - last.start()] if first and last else ""

@@ -2,38 +2,32 @@
 
 # B captions, T tokens, D width of their states
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import nn
 
 from captioner.load import sha256_of
 from pipeline.errors import UserError
+from pipeline.foreign import UNFIT, believed, read_object
 
 PREFIX = "t5:"
 _CONFIG, _WORDS, _WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 _INDEX = _WEIGHTS + ".index.json"  # of weights in several files
-_CONFIG_BYTES, _INDEX_BYTES, _WORDS_BYTES = 1 << 20, 1 << 24, 1 << 27
-_LARGEST, _MOST_LAYERS = 1 << 20, 256
+_INDEX_BYTES, _WORDS_BYTES = 1 << 24, 1 << 27
 _KNOWN = (
     *("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj"),
     *("relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_epsilon"),
     *("pad_token_id", "eos_token_id"),
 )
-"""What of a configuration is believed: others name code, as kernels and quantisers are."""
-_UNFIT = (
-    *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError),
-    *(ImportError, SafetensorError, StrictDataclassError),
-)
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -63,12 +57,7 @@ def find_t5(name: str, flag: str = "TEXT") -> T5Folder:
     place = name.removeprefix(PREFIX)
     path = Path(place) if place and Path(place).is_dir() else _fetched(place, f"{flag}={name}")
     with _understood(path, flag):
-        found = _json(path / _CONFIG, _CONFIG_BYTES)
-        settings = {key: found[key] for key in _KNOWN if key in found}
-        for key, value in settings.items():
-            most = _MOST_LAYERS if key == "num_layers" else _LARGEST
-            if isinstance(value, int | float) and not 0 <= value <= most:
-                raise ValueError(f"{key} is {value}")
+        settings = believed(read_object(path / _CONFIG), _KNOWN)
         if (path / _WORDS).stat().st_size > _WORDS_BYTES:
             raise ValueError(f"{_WORDS} is longer than {_WORDS_BYTES:,} bytes")
         return T5Folder(path, settings, _weights(path))
@@ -79,7 +68,7 @@ def load_t5(
 ) -> tuple[nn.Module, Tokenizer]:
     """transformers' T5EncoderModel (1910.10683), and its tokenizer without cuts, pads and an end.
 
-    Raises UserError, also where weights are missing.
+    Raises UserError, also where weights are missing, or more than the configuration tells of.
     """
     from transformers import T5Config, T5EncoderModel
 
@@ -90,7 +79,7 @@ def load_t5(
         numbers = sum(p.numel() for p in model.parameters())
         if numbers > (stored := sum(file.stat().st_size for file in folder.weights)):
             raise ValueError(f"{stored:,} bytes of safetensors for {numbers:,} weights")
-        state = _read(folder.weights, dtype)
+        state = _read(folder.weights, dtype, model.state_dict())
         absent = model.load_state_dict(state, strict=False, assign=True).missing_keys
         if absent:
             raise ValueError(f"no weights for {absent[0]}")
@@ -98,7 +87,7 @@ def load_t5(
         words = _tokenizer(folder.path / _WORDS)
         words.no_truncation()
         words.no_padding()
-        ids = (words.get_vocab_size() - 1, config.pad_token_id, config.eos_token_id)
+        ids = (max(words.get_vocab().values()), config.pad_token_id, config.eos_token_id)
         if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids):
             raise ValueError(f"ids {ids} for an encoder of {config.vocab_size} words")
         if config.pad_token_id == config.eos_token_id:
@@ -113,18 +102,23 @@ def _tokenizer(path: Path) -> Tokenizer:
         raise ValueError(f"{path.name}: {error}") from error
 
 
-def _read(files: tuple[Path, ...], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The encoder's weights of a T5 with or without its decoder."""
+def _read(
+    files: tuple[Path, ...], dtype: torch.dtype, names: Container[str]
+) -> dict[str, torch.Tensor]:
+    """The encoder's weights of a T5 with or without its decoder. names: of those that it may have."""
     state = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
                 if key.startswith(("encoder.", "shared.")):
+                    kind = file.get_slice(key).get_dtype()
+                    if key not in names or kind not in _FLOATS:  # other sizes, or quantised ones
+                        raise ValueError(f"it holds {key} in {kind}, which is none of its weights")
                     state[key] = file.get_tensor(key).to(dtype)
     # Of the two names that the embedding goes by, files hold one or both.
-    names = ("shared.weight", "encoder.embed_tokens.weight")
-    found = next((state[name] for name in names if name in state), None)
-    return state if found is None else state | dict.fromkeys(names, found)
+    both = ("shared.weight", "encoder.embed_tokens.weight")
+    found = next((state[name] for name in both if name in state), None)
+    return state if found is None else state | dict.fromkeys(both, found)
 
 
 def _weights(path: Path) -> tuple[Path, ...]:
@@ -132,9 +126,11 @@ def _weights(path: Path) -> tuple[Path, ...]:
         return (path / _WEIGHTS,)
     if not (path / _INDEX).is_file():
         raise ValueError(f"no {_WEIGHTS}")
-    names = sorted(set(_json(path / _INDEX, _INDEX_BYTES)["weight_map"].values()))
+    names = sorted(set(read_object(path / _INDEX, _INDEX_BYTES)["weight_map"].values()))
     if not all(PurePosixPath(n).name == n and n.endswith(".safetensors") for n in names):
         raise ValueError(f"{_INDEX} names files that are no safetensors of this folder")
+    if absent := [name for name in names if not (path / name).is_file()]:
+        raise ValueError(f"no {absent[0]}")
     return tuple(path / name for name in names)
 
 
@@ -150,7 +146,7 @@ def _fetched(place: str, said: str) -> Path:
     wanted = [_CONFIG, _WORDS, _INDEX, "model*.safetensors"]
     try:
         path = Path(snapshot_download(place, allow_patterns=wanted, local_files_only=True))
-        if (path / _WORDS).is_file() and all(file.is_file() for file in _weights(path)):
+        if (path / _WORDS).is_file() and _weights(path):
             return path
     except (OSError, ValueError, LookupError, AttributeError):
         pass  # not fetched yet, or not all of it
@@ -166,20 +162,11 @@ def _fetched(place: str, said: str) -> Path:
         ) from error
 
 
-def _json(path: Path, most: int) -> dict[str, Any]:
-    if path.stat().st_size > most:
-        raise ValueError(f"{path.name} is longer than {most:,} bytes")
-    found = json.loads(path.read_bytes())
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} is no object")
-    return found
-
-
 @contextmanager
 def _understood(path: Path, flag: str) -> Iterator[None]:
     try:
         yield
-    except _UNFIT as error:
+    except UNFIT as error:
         why = " ".join(str(error).split())[:300]
         raise UserError(
             f"{flag}: {path} cannot be read: {why}",

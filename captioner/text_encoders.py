@@ -198,7 +198,7 @@ class T5Captions(CaptionEncoder):
         super().__init__(model, about["length"], model.config.eos_token_id, about)
 
     def _ids(self, text: str) -> tuple[list[int], bool]:
-        found = self._words.encode(text, add_special_tokens=False).ids
+        found = self._words.encode(written(text), add_special_tokens=False).ids
         # A text may spell out special tokens.
         own = [i for i in found if i not in (self._pad, self._end)]
         return [*own[: self.context - 1], self._end], len(own) >= self.context
@@ -211,6 +211,11 @@ class T5Captions(CaptionEncoder):
         states = found.new_zeros(*mask.shape, found.shape[-1], dtype=torch.float32)
         states[:, :longest] = found.float().masked_fill(~seen[..., None], 0.0)
         return states, None
+
+
+def written(text: str) -> str:
+    """A text as UTF-8 can hold it: halves of surrogate pairs, which JSON can escape, become "?"."""
+    return text.encode(errors="replace").decode()
 
 
 class TowerCaptions(CaptionEncoder):

@@ -1,24 +1,19 @@
 """Networks of folders that diffusers wrote: read from known places as known classes, believed in nothing else."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 
 from pipeline.errors import UserError
+from pipeline.foreign import UNFIT, read_object
 
-CONFIG_BYTES = 1 << 20  # no configuration is longer
+INDEX = "diffusion_pytorch_model.safetensors.index.json"  # of weights in several files
 LARGEST, MOST_LAYERS, LONGEST = 1 << 16, 64, 8  # widths, layers, lists; Karlo has 2048, 20 and 4
-_UNFIT = (
-    *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError),
-    *(ImportError, AssertionError, SafetensorError, StrictDataclassError),
-)
 
 
 class Parts:
@@ -32,19 +27,22 @@ class Parts:
     ) -> None:
         self.path, self.whole, self.networks = Path(path), whole, networks
 
-    def described(self, name: str, kind: Any) -> dict[str, Any]:
-        """The configuration of a part, with diffusers' defaults for what it leaves out.
+    def described(self, name: str, kind: Any, *former: str) -> dict[str, Any]:
+        """The configuration of a part, with diffusers' defaults for what it leaves out; what the class
+        does not know is left out.
 
-        kind: the class that it has to be of. Raises UserError.
+        kind: the class that it has to be of; it is not built, which sizes that are small one by one can
+        make endless. former: names that this class had before. Raises UserError.
         """
         settings = self.json(name, "config.json")
-        if settings.get("_class_name") != kind.__name__:
+        if settings.get("_class_name") not in (kind.__name__, *former):
             raise UserError(
-                f"{self.path / name} holds a {settings.get('_class_name')}, not a {kind.__name__}",
+                f"{self.path / name} holds a {short(settings.get('_class_name'))}, not a {kind.__name__}",
                 f"give a {self.whole}",
             )
-        with self.understood(name), torch.device("meta"):
-            return dict(kind.from_config(settings).config)
+        with self.understood(name):
+            given, *_ = kind.extract_init_dict(settings)
+        return defaults(kind) | given
 
     def network(
         self,
@@ -58,18 +56,20 @@ class Parts:
 
         settings: what `described` gave. free: those that may be different. Raises UserError.
         """
-        for key, value in ours.config.items():
-            is_bound = not key.startswith("_") and key not in free
-            if is_bound and plain(settings.get(key)) != plain(value):
+        for key, value in settings.items():
+            own = ours.config.get(key)
+            if key not in free and plain(value) != plain(own):
                 raise UserError(
-                    f"{self.path / name} has {key} {settings.get(key)}, ours has {value} only",
+                    f"{self.path / name} has {key} {short(value)}, ours has {own} only",
                     f"give a folder with the networks of {self.networks}",
                 )
         with self.understood(name):
+            self._require_safetensors(name)
             stored = sum(file.stat().st_size for file in (self.path / name).glob("*.safetensors"))
-            numbers = sum(value.numel() for value in ours.state_dict().values())
-            if numbers > stored:  # not one byte each: do not even make room for them
-                raise ValueError(f"{stored:,} bytes of safetensors for {numbers:,} weights")
+            for held in (ours.state_dict().values(), ours.buffers()):
+                numbers = sum(value.numel() for value in held)
+                if numbers > stored:  # not one byte each: do not even make room for them
+                    raise ValueError(f"{stored:,} bytes of safetensors for {numbers:,} weights")
             found, told = kind.from_pretrained(
                 str(self.path / name),
                 local_files_only=True,
@@ -83,6 +83,13 @@ class Parts:
                     raise ValueError(f"{what.replace('_', ' ')}: {list(told[what])[:3]}")
         return found
 
+    def _require_safetensors(self, name: str) -> None:
+        """ValueError for an index that names files of another kind, which diffusers would unpickle."""
+        if (self.path / name / INDEX).is_file():
+            files = self.unbounded_json(name, INDEX)["weight_map"].values()
+            if strange := [file for file in files if not file.endswith(".safetensors")]:
+                raise ValueError(f"{INDEX} names {short(strange[0])}, which is no safetensors")
+
     def json(self, name: str, file: str) -> dict[str, Any]:
         """An object of a part's file, whose numbers are of sizes that networks have."""
         settings = self.unbounded_json(name, file)
@@ -92,26 +99,29 @@ class Parts:
 
     def unbounded_json(self, name: str, file: str) -> dict[str, Any]:
         """The same, with numbers of any size."""
-        path = self.path / name / file
         with self.understood(name):
-            if path.stat().st_size > CONFIG_BYTES:
-                raise ValueError(f"{file} is longer than {CONFIG_BYTES:,} bytes")
-            settings = json.loads(path.read_bytes())
-            if not isinstance(settings, dict):
-                raise ValueError(f"{file} holds no object")
-        return settings
+            return read_object(self.path / name / file)
 
     @contextmanager
     def understood(self, name: str) -> Iterator[None]:
         """Whatever diffusers or we stumble over becomes one line with the part's path."""
         try:
             yield
-        except _UNFIT as error:
-            why = " ".join(str(error).split())[:300]
+        except (UserError, *UNFIT) as error:
+            said = error.message if isinstance(error, UserError) else str(error)
+            if isinstance(error, UserError) and str(self.path) in said:
+                raise  # it was said of a file within
+            why = " ".join(said.split())[:300]
             raise UserError(
                 f"{self.path / name} cannot be read: {why}",
                 f"give a whole {self.whole}, with safetensors",
             ) from error
+
+
+def defaults(kind: Any) -> dict[str, Any]:
+    """What a class of diffusers takes where a configuration leaves it out."""
+    parameters = signature(kind.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def require_bounded(settings: Any, most: int = LARGEST, depth: int = 0) -> None:
@@ -128,6 +138,11 @@ def require_bounded(settings: Any, most: int = LARGEST, depth: int = 0) -> None:
             require_bounded(value, most, depth + 1)
     elif isinstance(settings, int | float) and not -most <= settings <= most:
         raise ValueError(f"a size of {settings}")
+
+
+def short(value: Any) -> str:
+    """What a stranger's file says, as a part of one line."""
+    return " ".join(str(value).split())[:100]
 
 
 def plain(value: Any) -> Any:

@@ -227,7 +227,7 @@ def _run_name(mix: str, first_stage: dict | None, config: Encode) -> str:
 def _say_moments(summary: "Summary") -> None:
     """Mean and deviation of the latents, which a diffusion model wants near 0 and 1."""
     moments = [record.counts["moments"] for _, record in sorted(summary.records.items())]
-    count, total, squares = (sum(column) for column in zip(*moments, strict=True))
+    count, total, squares = map(sum, zip((0.0, 0.0, 0.0), *moments, strict=True))
     if count:
         mean = total / count
         std = math.sqrt(max(squares / count - mean**2, 0.0))

@@ -36,8 +36,8 @@ class EvaluateGenerator(Drawing):
     level: str = ""
     """A level of the rendered world (A16, A): prompts of held-out combinations, read back exactly."""
     prompts: str = ""
-    """A file: a prompt per line, or .tsv, .parquet, .json or .jsonl with `prompt`, and perhaps `category`
-    and `questions`; without images, no FID."""
+    """A file: a prompt per line, or .csv, .tsv, .parquet, .json or .jsonl with `prompt`, and perhaps
+    `category` and `questions`; without images, no FID."""
     captions: str = ""
     """Of shards: kinds of captions that are prompts one after the other, as original,long."""
     judge: str = ""
@@ -85,7 +85,7 @@ Features = Callable[["np.ndarray"], "np.ndarray"]
 
 
 def run(config: EvaluateGenerator) -> None:
-    """Measures, stores, prints. Raises UserError."""
+    """Measures, stores, prints. Raises UserError, and Stopped where a judge gave no verdicts."""
     import torch
 
     from captioner.encoder import load_encoder
@@ -100,6 +100,7 @@ def run(config: EvaluateGenerator) -> None:
     drawer = drawers.load(config, device)
     scorer = load_encoder(config.scorer, device=device, flag="SCORER")
     features = _features(config, scorer, device)
+    judge: judging.Judging | None = None
     if hasattr(drawer.model, "reconstruct"):
         _require_drawn(config, drawer)
         given = batches(config, drawer.image_size, wanted)
@@ -111,6 +112,8 @@ def run(config: EvaluateGenerator) -> None:
     for name, value in found.figures.items():
         say(f"  {name:26} {value:.4f}")
     say(f"stored in {config.out}/{FIGURES} and {config.out}/{SAMPLES}")
+    if judge:
+        judge.require_answers()
 
 
 def _require_drawn(config: EvaluateGenerator, drawer: "Drawer") -> None:

@@ -32,6 +32,8 @@ def batches(
 
     if config.prompts:
         texts = [one.prompt for one in wanted[: config.n]]
+        if len(wanted) > len(texts):
+            complain(f"note: of {len(wanted)} prompts only the first {len(texts)}, as N says")
         for start in range(0, len(texts), BATCH):
             yield texts[start : start + BATCH], None
         return

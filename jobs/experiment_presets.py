@@ -38,7 +38,10 @@ class ExperimentPreset:
     first_stage_steps: int
     generator: str
     """A PRESET of dalle."""
+    image_steps: int
+    """Of the training on images alone that all generators of a seed start from."""
     steps: int
+    """Of each blend's training from there."""
     batch_size: int
     lr: float
     prompts: int
@@ -72,7 +75,8 @@ def cpu() -> ExperimentPreset:
         first_stage="vqvae:toy-fine",
         first_stage_steps=1600,
         generator="toy",
-        steps=1100,
+        image_steps=3300,
+        steps=600,
         batch_size=32,
         lr=3e-3,
         prompts=128,
@@ -92,7 +96,8 @@ def gpu() -> ExperimentPreset:
         first_stage="vqvae:toy-64",
         first_stage_steps=1500,
         generator="toy-64",
-        steps=1000,
+        image_steps=1000,
+        steps=600,
         batch_size=128,
         lr=3e-3,
         prompts=200,

@@ -9,42 +9,9 @@ import pyarrow as pa
 
 from jobs.experiment_presets import BEST, PURE, TRUTH
 from jobs.experiment_prompts import KINDS
+from pipeline.schemas import EXPERIMENT, EXPERIMENT_SAMPLES
 
-SAMPLE_ROWS = pa.schema(
-    [
-        pa.field("noise", pa.float64(), nullable=False),  # multiple of the counted rates
-        pa.field("blend", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),  # of prompt
-        pa.field("scene", pa.int64(), nullable=False),
-        pa.field("asked", pa.string(), nullable=False),
-        pa.field("told", pa.string(), nullable=False),
-        pa.field("stated", pa.int64(), nullable=False),  # attributes that `asked` states
-        pa.field("right", pa.int64(), nullable=False),  # of these, what the image shows
-        pa.field("wrong", pa.string(), nullable=False),  # their names
-        pa.field("is_scene", pa.bool_(), nullable=False),
-        pa.field("told_stated", pa.int64(), nullable=False),  # the same of `told`
-        pa.field("told_right", pa.int64(), nullable=False),
-    ]
-)
-"""A row per image."""
-
-TABLE = pa.schema(
-    [
-        pa.field("noise", pa.float64(), nullable=False),
-        pa.field("blend", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("seeds", pa.int64(), nullable=False),
-        pa.field("images", pa.int64(), nullable=False),  # of all seeds
-        pa.field("attributes", pa.float64(), nullable=False),  # mean over seeds, percent right
-        pa.field("spread", pa.float64()),  # their standard deviation; null of one seed
-        pa.field("least", pa.float64(), nullable=False),
-        pa.field("most", pa.float64(), nullable=False),
-        pa.field("all_right", pa.float64(), nullable=False),  # percent of images
-        pa.field("of_told", pa.float64(), nullable=False),  # percent right of what was drawn
-    ]
-)
-"""A row per noise, blend and kind of prompt."""
+SAMPLE_ROWS, TABLE = EXPERIMENT_SAMPLES, EXPERIMENT
 
 Cell = tuple[float, str, str]
 """Noise, blend, kind of prompt."""

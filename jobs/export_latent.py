@@ -99,6 +99,6 @@ _README = """\
 
 {how}
 The scheduler is DPM-Solver++ and visits the timesteps that Recaption's dpm++ visits; of flow matching only
-where the number of steps divides the timesteps less one, as 27 does of 1000, else levels of noise differ in the
-third digit. For a transformer the pipeline lowers a prompt's case, Recaption does not.
+where nothing is shifted and the number of steps divides the timesteps less one, as 27 does of 1000, else levels
+of noise, or what the network is told of them, differ in the third digit. For a transformer the pipeline lowers a prompt's case, Recaption does not.
 """

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.caption import ANSWERS
-from jobs.job import complain
+from jobs.job import Stopped, complain
 from jobs.prompt_file import Wanted
 from jobs.usage import usage_told
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from captioner.judge import Judge
 
 MAX_CATEGORIES = 200
+PATIENCE = 1000
+"""Answers after which a judge that mostly gives none ends the evaluation."""
 
 
 class Judging:
@@ -23,9 +25,13 @@ class Judging:
 
     def __init__(self, judge: "Judge", wanted: Sequence[Wanted] = ()) -> None:
         self._judge, self._wanted = judge, wanted
+        self._readings: Counter[str] = Counter()
 
     def add(self, rows: Sequence[dict], images: "np.ndarray", first: int) -> None:
-        """Writes into rows what is said of their images; first: the number of the first row."""
+        """Writes into rows what is said of their images; first: the number of the first row.
+
+        Raises Stopped as `require_answers` does, when it has been patient.
+        """
         count = len(rows)
         wanted = self._wanted[first : first + count] or [Wanted(row["prompt"]) for row in rows]
         asked = [one.questions for one in wanted]
@@ -35,6 +41,19 @@ class Judging:
             row["questions"] = [verdict.question for verdict in judged]
             row["answers"] = [verdict.reading for verdict in judged]
             row["judged"] = share([verdict.reading for verdict in judged])
+            self._readings.update(row["answers"])
+        if self._readings.total() >= PATIENCE:
+            self.require_answers()
+
+    def require_answers(self) -> None:
+        """Stopped where more than half of all answers so far say neither yes nor no."""
+        said = self._readings
+        if said["yes"] + said["no"] < said.total() / 2:
+            raise Stopped(
+                f"the judge gives no verdict: of {said.total()} answers {said['unreadable']} are"
+                f" unreadable and {said['failed']} failed; give another JUDGE, or mend it and run the"
+                " same command again: it is asked what failed, and nothing else twice"
+            )
 
 
 def share(readings: Sequence[str]) -> float | None:

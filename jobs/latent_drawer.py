@@ -20,9 +20,10 @@ def load_latent(config: "Drawing", device: str) -> Drawer:
     """The model of `ckpt` with its first stage and text encoder, and all else that was given. UserError."""
     from captioner.text_encoders import load_text_encoder
     from generators.encoders import describe_first_stage
-    from generators.latent import assemble, controlnet_generator, lora_adapter
+    from generators.latent import assemble, controlnet_generator
     from generators.latent.diffusers_folder import is_pipeline
 
+    _require_adapted(config)
     if is_pipeline(config.ckpt):
         return _of_pipeline(config, device)
     _require_parts(config)
@@ -38,8 +39,7 @@ def load_latent(config: "Drawing", device: str) -> Drawer:
     else:
         latent = assemble.assemble(config.ckpt, stage, encoder, device=device)
     latent.latent_size(config.pixels)  # raises where there are none
-    if config.lora:
-        lora_adapter.apply(latent.model, config.lora, config.lora_scale)
+    _adapt(config, latent, base=config.ckpt)
     if config.decoder:
         from generators.consistency.loading import load_decoder
 
@@ -73,7 +73,7 @@ def _how(config: "Drawing", latent: "Latent") -> dict[str, Any]:
 def _of_pipeline(config: "Drawing", device: str) -> Drawer:
     """A folder of diffusers, which has all parts; a text encoder may be another's."""
     from captioner.text_encoders import load_text_encoder
-    from generators.latent import diffusers_folder, lora_adapter
+    from generators.latent import diffusers_folder
     from generators.latent.generator import Latent
     from jobs.drawing import given
     from pipeline.errors import UserError
@@ -88,9 +88,27 @@ def _of_pipeline(config: "Drawing", device: str) -> Drawer:
     encoder = load_text_encoder(config.text or config.ckpt, device=device)
     latent = Latent(found.model.to(device), found.first_stage.to(device), encoder)
     latent.latent_size(config.pixels)
-    if config.lora:
-        lora_adapter.apply(latent.model, config.lora, config.lora_scale)
+    _adapt(config, latent)
     return _of_latent(config, latent)
+
+
+def _adapt(config: "Drawing", latent: "Latent", base: str = "") -> None:
+    """Adds the LoRA that was given, if any. base: the model's folder, where it is as training wrote it;
+    UserError where the adapter says that it was trained on another one.
+    """
+    from generators.encoders import describe_first_stage
+    from generators.latent import lora_adapter
+    from pipeline.errors import UserError
+
+    if not config.lora:
+        return
+    adapter = lora_adapter.read(config.lora)
+    if base and adapter.base and adapter.base != describe_first_stage(base)["weights"]:
+        raise UserError(
+            f"LORA={config.lora} was trained on another model than CKPT={base}",
+            "give as CKPT the INIT of its training",
+        )
+    lora_adapter.apply(latent.model, adapter, config.lora_scale)
 
 
 def _of_controlled(config: "Drawing", controlled: "Controlled") -> Drawer:
@@ -105,6 +123,19 @@ def _of_controlled(config: "Drawing", controlled: "Controlled") -> Drawer:
         return controlled.images(prompts, numbers, hints, **how)
 
     return Drawer(NAME, controlled.latent, True, size, draw)
+
+
+def _require_adapted(config: "Drawing") -> None:
+    """UserError for how much something tells that is not there."""
+    from jobs.drawing import given
+    from pipeline.errors import UserError
+
+    for part in ("lora", "controlnet"):
+        scale = "lora_scale" if part == "lora" else "control_scale"
+        if given(config, [scale]) and not getattr(config, part):
+            raise UserError(
+                f"{scale.upper()} is given without {part.upper()}", f"give {part.upper()}= as well"
+            )
 
 
 def _require_parts(config: "Drawing") -> None:

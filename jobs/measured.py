@@ -1,8 +1,12 @@
 """What an evaluation of a generator found, and the files that hold it: a row per picture, and figures."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SAMPLES, FIGURES, TABLE = "samples.parquet", "figures.json", "figures.parquet"
 KIND = "evaluations"
@@ -21,7 +25,6 @@ def store(config: Any, out: str, found: Measured, model: str) -> None:
 
     config: the settings, a dataclass. model: the kind that was evaluated.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from pipeline import catalog, runs, storage
@@ -30,7 +33,7 @@ def store(config: Any, out: str, found: Measured, model: str) -> None:
     out = storage.absolute(out).rstrip("/")
     rows = ({"model": model, "metric": m, "value": float(v)} for m, v in found.figures.items())
     tables = {
-        SAMPLES: pa.Table.from_pylist(found.rows),
+        SAMPLES: _of_samples(found.rows),
         TABLE: table_of(rows, GENERATOR_EVALUATIONS),
     }
     for name, table in tables.items():
@@ -47,3 +50,14 @@ def store(config: Any, out: str, found: Measured, model: str) -> None:
     parent = out.rpartition("/")[0]
     if parent.endswith(f"/{KIND}"):
         catalog.refresh(parent.removesuffix(f"/{KIND}"))
+
+
+def _of_samples(rows: Sequence[dict]) -> "pa.Table":
+    """What an evaluation tells of each picture; a column of nulls alone has its type as well."""
+    import pyarrow as pa
+
+    from pipeline.schemas import GENERATED
+
+    table = pa.Table.from_pylist(rows)
+    known = {field.name: field for field in GENERATED}
+    return table.cast(pa.schema([known.get(field.name, field) for field in table.schema]))

@@ -1,5 +1,7 @@
 """Prompts of a file, with what judges their pictures: questions, and a category."""
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ from typing import Any
 MAX_FILE_BYTES = 1 << 28
 MAX_QUESTIONS = 100  # about one picture
 MAX_QUESTION_CHARS = 1000
-_PROMPT, _CATEGORY, _QUESTIONS = ("prompt", "caption"), ("category",), ("questions",)
+_PROMPT, _CATEGORY, _QUESTIONS = ("prompt", "prompts", "caption"), ("category",), ("questions",)
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,10 @@ class Wanted:
 def read_wanted(path: str) -> list[Wanted]:
     """The prompts of a file in their order; UserError where it cannot be read or has none.
 
-    `.parquet`, `.tsv`, `.jsonl` (an object per line) and `.json` (a list of objects) have a column
-    `prompt`, or else `caption`, in any case, and perhaps `category` and `questions`, a list of texts,
-    which a tsv lacks. Other files have a prompt per line. What is without a prompt is left out.
+    `.parquet`, `.csv`, `.tsv`, `.jsonl` (an object per line) and `.json` (a list of objects) have a
+    column `prompt`, or else `prompts` or `caption`, in any case, and perhaps `category` and `questions`,
+    a list of texts, which csv and tsv lack. Other files have a prompt per line. What is without a prompt
+    is left out.
     """
     from pipeline import storage
     from pipeline.errors import UserError
@@ -39,7 +42,7 @@ def read_wanted(path: str) -> list[Wanted]:
         raise UserError(f"PROMPTS={path}: {error.strerror or error}", "check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"PROMPTS={path} is no text in UTF-8", "convert it") from error
-    except (ValueError, RecursionError) as error:  # fsspec's, of a protocol that it does not know
+    except (ValueError, RecursionError, csv.Error) as error:  # fsspec's, too: unknown protocols
         line = " ".join(str(error).split())[:200]
         raise UserError(f"PROMPTS={path}: {line}", "check the path and the file") from error
     if not found:
@@ -54,9 +57,15 @@ def _of_text(data: bytes, path: str) -> list[Wanted]:
     lines = text.split("\n")
     if path.endswith(".jsonl"):
         return _of_objects([json.loads(line) for line in lines if line.strip()], path)
-    if not path.endswith(".tsv"):
-        return _of_columns(path, lines)
-    rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
+    if path.endswith(".csv"):
+        return _of_rows(list(filter(None, csv.reader(io.StringIO(text, ""), strict=True))), path)
+    if path.endswith(".tsv"):  # where a quote is a quote
+        return _of_rows([line.rstrip("\r").split("\t") for line in lines if line.strip()], path)
+    return _of_columns(path, lines)
+
+
+def _of_rows(rows: Sequence[Sequence[str]], path: str) -> list[Wanted]:
+    """Of a table whose first row names its columns."""
     names = rows[0] if rows else []
     prompt, category = _column(names, _PROMPT, path), _column(names, _CATEGORY)
     rows = [row for row in rows[1:] if len(row) > prompt]

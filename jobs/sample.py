@@ -37,13 +37,21 @@ class Sample(Drawing):
     rows: float = 0.5
     """Share of that image that is kept."""
     rerank: str = ""
-    """`bundled`, a captioner's folder or <open_clip model>:<tag or file>: scores and orders the pictures."""
+    """`bundled`, a captioner's folder or <open_clip model>:<tag or file>: scores and orders the pictures,
+    by the prompt as it was given."""
+    upsample: str = ""
+    """1: prompts are described by `chat` before they are drawn; template: as captions of the rendered
+    world, by no model. What cannot be described is drawn as it is."""
+    chat: str = ""
+    """The chat model for it: openai:<model>@<base url>, or vllm:<model>."""
 
     def __post_init__(self) -> None:
+        from jobs.upsample import require_way
         from pipeline.errors import UserError
 
         super().__post_init__()
         require(self, n=(1, 100_000), rows=(0, 1))
+        require_way(self.upsample, self.chat)
         if self.prompt and self.prompts:
             raise UserError("--prompt and --prompts are both given", "give one of them")
         require_text("PROMPT", self.prompt)
@@ -64,21 +72,27 @@ def run(config: Sample) -> None:
     drawer = drawers.load(config, device)
     _check(config, drawer)
     scorer = load_encoder(config.rerank, device=device, flag="RERANK") if config.rerank else None
-    texts = list(_prompts(config))
-    for number, text in enumerate(texts):
+    wishes = list(_prompts(config))
+    for number, (asked, text) in enumerate(zip(wishes, _told(config, drawer, wishes), strict=True)):
         images = _drawn(config, drawer, text)
-        folder = Path(config.out) / (f"{number:04d}" if len(texts) > 1 else "")
-        write(folder, text, images, scorer, config.seed)
-        say(f"{folder}/{GRID}  {len(images)} of {text!r}" if text else f"{folder}/{GRID}")
+        folder = Path(config.out) / (f"{number:04d}" if len(wishes) > 1 else "")
+        write(folder, text, images, scorer, config.seed, asked if config.upsample else "")
+        say(f"{folder}/{GRID}  {len(images)} of {asked!r}" if asked else f"{folder}/{GRID}")
 
 
 def write(
-    folder: Path, text: str, images: "np.ndarray", scorer: "ScorerEncoder | None", seed: int
+    folder: Path,
+    text: str,
+    images: "np.ndarray",
+    scorer: "ScorerEncoder | None",
+    seed: int,
+    asked: str = "",
 ) -> None:
     """Files of one prompt's pictures uint8 (N, H, W, 3), best first where they are scored.
 
-    Number i of a file's name is the sample's own; samples.jsonl and the grid have the best first. What
-    an earlier call listed there and this one does not make is removed.
+    asked: what the user wished, by which they are scored, where `text` describes it. Number i of a
+    file's name is the sample's own; samples.jsonl and the grid have the best first. What an earlier
+    call listed there and this one does not make is removed.
     """
     import io
     import json
@@ -95,15 +109,16 @@ def write(
         return file.getvalue()
 
     before = _listed(str(folder / SAMPLES))
-    ranking = rerank(text, images, scorer) if scorer else None
+    ranking = rerank(asked or text, images, scorer) if scorer else None
     order = ranking.order.tolist() if ranking else list(range(len(images)))
+    about = {"prompt": text} | ({"asked": asked} if asked else {}) | {"seed": seed}
     lines = []
     width = max(3, len(str(len(images) - 1)))
     for i in order:
         name = f"{i:0{width}d}.png"
         storage.write_bytes(str(folder / name), png(images[i]))
         score = {"score": round(float(ranking.scores[i]), 5)} if ranking else {}
-        lines.append(json.dumps({"file": name, "prompt": text, "seed": seed, "sample": i} | score))
+        lines.append(json.dumps({"file": name} | about | {"sample": i} | score))
     storage.write_bytes(str(folder / SAMPLES), ("\n".join(lines) + "\n").encode())
     for name in before - {json.loads(line)["file"] for line in lines}:
         storage.remove(str(folder / name))
@@ -136,8 +151,8 @@ def _check(config: Sample, drawer: "Drawer") -> None:
         raise UserError(f"CKPT={config.ckpt} holds a {name}", f"give MODEL={name}, or nothing")
     if drawer.reads and not prompts:
         raise UserError(f"{name} draws what a text says", 'give PROMPT="..." or PROMPTS=<file>')
-    if not drawer.reads and (prompts or config.rerank):
-        raise UserError(f"a {name} knows no text", "leave PROMPT and RERANK out")
+    if not drawer.reads and (prompts or config.rerank or config.upsample):
+        raise UserError(f"a {name} knows no text", "leave PROMPT, RERANK and UPSAMPLE out")
     if drawer.draw is None:
         raise UserError(
             f"CKPT={config.ckpt} is a {name}, which draws nothing by itself",
@@ -154,6 +169,16 @@ def _prompts(config: Sample) -> Iterator[str]:
         yield from read_prompts(config.prompts)
     else:
         yield config.prompt
+
+
+def _told(config: Sample, drawer: "Drawer", wishes: list[str]) -> list[str]:
+    """What the model is told for each: its description where they are upsampled."""
+    from jobs.upsample import for_drawing
+
+    if not config.upsample:
+        return wishes
+    how = {"pixels": drawer.image_size, "seed": config.seed, "out": config.out}
+    return for_drawing(wishes, config.upsample, config.chat, **how)
 
 
 def _drawn(config: Sample, drawer: "Drawer", text: str) -> "np.ndarray":

@@ -54,6 +54,9 @@ class Train:
     perceptual: str = ""
     """For kl and vqgan: a safetensors file of LPIPS weights over VGG-16; without one, only the toy
     presets compare features, random ones."""
+    prior_captions: str = ""
+    """latent-lora: a file of captions, one per line, whose pictures the base draws beforehand, and the
+    adapter learns to leave as they are; in place of the preset's. Some hundred are enough."""
     cache: str = ""
     """Folder of what `encode` wrote of these shards: tokens, latents, embeddings."""
     captions: str = "stored"
@@ -166,6 +169,10 @@ def _check(config: Train) -> None:
         raise UserError("CACHE is of squares, and BUCKETS are not", "leave one of them out")
     if config.perceptual and "perceptual" not in preset.task:
         raise UserError(f"{config.model} has no perceptual loss", "leave --perceptual out")
+    if config.prior_captions and "prior" not in preset.task:
+        raise UserError(
+            f"{config.model} keeps no prior of another model", "leave PRIOR_CAPTIONS out"
+        )
 
 
 _SETTINGS = (
@@ -235,9 +242,19 @@ def _job(config: Train, device: "torch.device") -> "Job":
         text=text,
         classes=tuple(word.strip() for word in config.classes.split(",") if word.strip()),
         init=config.init,
-        options={"perceptual": config.perceptual} if config.perceptual else {},
+        options=_options(config),
         about=source.about,
     )
+
+
+def _options(config: Train) -> dict[str, Any]:
+    """What the task takes in place of the preset's own."""
+    from jobs.upsample import read_prompts
+
+    found: dict[str, Any] = {"perceptual": config.perceptual} if config.perceptual else {}
+    if config.prior_captions:
+        found["prior"] = read_prompts(config.prior_captions, "PRIOR_CAPTIONS")
+    return found
 
 
 def _unit(config: Train, own: Any) -> int:

@@ -84,11 +84,19 @@ def run(config: Upsample) -> None:
     _say_accounting(results, out)
 
 
-def read_prompts(path: str) -> list[str]:
-    """The prompts of a file, of any kind that `jobs.prompt_file` reads. Raises UserError."""
-    from jobs.prompt_file import read_wanted
+def read_prompts(path: str, flag: str = "PROMPTS") -> list[str]:
+    """The prompts of a file, of any kind that `jobs.prompt_file` reads. flag: what the user calls it.
 
-    return [wanted.prompt for wanted in read_wanted(path)]
+    Raises UserError.
+    """
+    from jobs.prompt_file import read_wanted
+    from pipeline.errors import UserError
+
+    try:
+        return [wanted.prompt for wanted in read_wanted(path)]
+    except UserError as error:  # which begins with the name that prompts usually have
+        named = error.message.replace("PROMPTS=", f"{flag}=", 1)
+        raise UserError(named, error.hint) from error
 
 
 def _check(config: Upsample) -> None:
@@ -146,6 +154,24 @@ def by_template(prompts: Sequence[str], level: "Level", seed: int) -> "list[Upsa
     ]
 
 
+def require_way(how: str, chat: str) -> None:
+    """UserError where UPSAMPLE and CHAT do not say together who describes prompts, or that nobody does."""
+    from pipeline.errors import UserError
+
+    ways = f"give UPSAMPLE=1 CHAT=openai:<model>@<base url>, or UPSAMPLE={TEMPLATE}"
+    if how not in ("", "1", TEMPLATE):
+        raise UserError(f"UPSAMPLE={how} is no way to do it", ways)
+    if how == "1" and not chat:
+        raise UserError("UPSAMPLE=1 needs a chat model", ways)
+    if chat and how != "1":
+        alone = f"UPSAMPLE={how} asks none" if how else "UPSAMPLE is not given"
+        raise UserError(f"CHAT names a chat model, and {alone}", ways)
+    if chat:
+        from captioner.chat import parse_name
+
+        parse_name(chat)  # raises where it is no name
+
+
 def for_drawing(
     prompts: Sequence[str], how: str, chat: str, *, pixels: int, seed: int, out: str
 ) -> list[str]:
@@ -157,6 +183,7 @@ def for_drawing(
     from pipeline.errors import UserError
     from pipeline.scenes.world import LEVELS
 
+    require_way(how, chat)
     if how == TEMPLATE:
         levels = {level.pixels: level for level in LEVELS.values()}
         if pixels not in levels:
@@ -165,13 +192,8 @@ def for_drawing(
                 "give UPSAMPLE=1 CHAT=openai:<model>@<base url>",
             )
         results = by_template(prompts, levels[pixels], seed)
-    elif how == "1" and chat:
-        results = _by_chat(prompts, chat, seed, out)
     else:
-        raise UserError(
-            f"UPSAMPLE={how}" + (" needs a chat model" if how == "1" else " is no way to do it"),
-            f"give UPSAMPLE=1 CHAT=openai:<model>@<base url>, or UPSAMPLE={TEMPLATE}",
-        )
+        results = _by_chat(prompts, chat, seed, out)
     for result in results:
         kept = f"  (stays as it is: {result.reason})" if result.reason else ""
         say(f"{result.prompt!r} -> {result.text!r}{kept}")

@@ -15,6 +15,7 @@ from pipeline.schemas import (
     COLUMNS,
     EVALUATED_CAPTIONS,
     EVALUATIONS,
+    EXPERIMENT,
     GENERATED,
     GENERATOR_EVALUATIONS,
     KEEP,
@@ -27,6 +28,7 @@ FILE = "catalog.duckdb"
 VIEWS = (
     *("shards", "samples", "columns", "captions", "caption_texts", "keep", "mix", "runs"),
     *("evaluations", "evaluated_captions", "generator_evaluations", "generated"),
+    "experiment",
 )
 
 _SQL_TYPES = {
@@ -47,8 +49,9 @@ _RUNS = {
     "environment": "JSON",
     "shards": "VARCHAR[]",
 }
+_RUN = "split_part(filename, '/', -2) AS run"
 _SHARD = "regexp_replace(split_part(filename, '/', -1), '[.]parquet$', '') AS shard"
-_RUN_AND_SHARD = f"split_part(filename, '/', -2) AS run, {_SHARD}"
+_RUN_AND_SHARD = f"{_RUN}, {_SHARD}"
 _COLUMN_RUN = re.compile(r"[a-z_]+@[^*?\[]+")  # <stage>@<model>
 _EVALUATION = "split_part(filename, '/', -2) AS evaluation"
 
@@ -139,6 +142,7 @@ def _views(out: str, prefix: str) -> dict[str, str]:
             f"{_EVALUATION}, {_names(GENERATOR_EVALUATIONS)}",
         ),
         "generated": _generated(out, prefix),
+        "experiment": over("results/*/table.parquet", EXPERIMENT, f"{_RUN}, {_names(EXPERIMENT)}"),
         "samples": _SAMPLES,
         "caption_texts": " UNION ALL ".join([_ORIGINALS, *map(_synthetic, STYLES)]),
         "runs": _runs(out, prefix),
@@ -228,7 +232,7 @@ def _runs(out: str, prefix: str) -> str:
     return f"SELECT {', '.join(_RUNS)} FROM read_json([{files}], columns = {{{types}}})"
 
 
-_KINDS = ("columns", "captions", "keep", "mix", "evaluations")
+_KINDS = ("columns", "captions", "keep", "mix", "evaluations", "results")
 
 
 def _empty(schema: pa.Schema, more: dict[str, str]) -> str:

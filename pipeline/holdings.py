@@ -15,7 +15,7 @@ SIDECARS = ("columns", "captions", "keep")
 """Kinds of runs with a sidecar per shard, each made from shards and kinds before it or its own."""
 
 REMADE = (
-    *("samples.png", "report/*", "report/*/*", "evaluations/*/*"),
+    *("samples.png", "report/*", "report/*/*", "evaluations/*/*", "evaluations/*/answers/*/*"),
     *("keep/*/funnel.json", "keep/*/uids.npy"),
 )
 """What is removed whole where anything is taken down: one command makes it again without it."""
@@ -47,6 +47,7 @@ _KINDS = (
     "taught",
     "takedown",
     "cache",
+    "evaluations",
 )
 
 
@@ -156,11 +157,13 @@ class Holdings:
         for pattern in patterns:
             if storage.is_local(self.out):
                 root = Path(self.out)
-                found |= {path.relative_to(root).as_posix() for path in root.glob(pattern)}
+                files = (path for path in root.glob(pattern) if not path.is_dir())
+                found |= {path.relative_to(root).as_posix() for path in files}
             else:
                 fs, root = url_to_fs(self.out)
                 inside = root.rstrip("/") + "/"
-                found |= {p.removeprefix(inside) for p in fs.glob(inside + pattern)}
+                files = fs.glob(inside + pattern, detail=True).items()
+                found |= {p.removeprefix(inside) for p, about in files if about["type"] == "file"}
         return sorted(p for p in found if not p.rsplit("/", 1)[-1].startswith("."))
 
     def is_registered(self, path: str) -> bool:

@@ -1,13 +1,17 @@
 """The house rules: who may import whom, what `--help` loads, and a README that tells the truth."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from jobs.__main__ import VERBS
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {
@@ -92,3 +96,22 @@ def test_every_target_of_make_has_a_rule():
     [phony] = re.findall(r"^\.PHONY: (.*)$", text, re.M)
     rules = re.findall(r"^([a-z-]+):", text, re.M)
     assert sorted(phony.split()) == sorted(rules)
+
+
+def test_every_flag_of_make_is_one_of_its_verb():
+    """With all variables given. LIMIT goes to all verbs over shards; those that have none say so."""
+    text = (ROOT / "Makefile").read_text()
+    variables = re.findall(r"(?:call flag,|if \$\(|filter-out 0,\$\()([A-Z_0-9]+)", text)
+    given = [f"{name}=1" for name in sorted(set(variables))]
+    targets = re.findall(r"^([a-z-]+):.*\n(?:\t.*\n)*?\t@\$\(JOBS\)", text, re.M)
+    assert len(targets) > 30
+    wrong = {}
+    for target in targets:
+        command = ["make", "-n", "--no-print-directory", target, *given]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        [(verb, line)] = re.findall(r"-m jobs ([a-z-]+)(.*)", done.stdout.replace("\\\n", " "))
+        module, config, _ = VERBS[verb]
+        known = fields(getattr(importlib.import_module(module), config))
+        flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z0-9-]+)", line)}
+        wrong[target] = flags - {field.name for field in known} - {"limit"}
+    assert {target: flags for target, flags in wrong.items() if flags} == {}

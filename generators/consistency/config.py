@@ -93,8 +93,9 @@ class Config:
         return tuple(np.linspace(0, self.last, self.scales).round().astype(int).tolist())
 
     def visited(self, steps: int) -> list[int]:
-        """Timesteps of so many steps of consistency sampling, falling: of 64 scales those at shares
-        1 and 1/2 of them, 1008 and 512, for two. UserError for what cannot be.
+        """Timesteps of so many steps of consistency sampling, the noisiest first: of 64 scales those at
+        shares 1 and 1/2 of them, 1008 and 512, for two. With nearly as many steps as there are scales
+        the first one comes twice. UserError for what cannot be.
         """
         if not 1 <= steps <= self.scales:
             raise UserError(

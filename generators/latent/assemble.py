@@ -30,11 +30,11 @@ def assemble(
     or diffusers'.
     """
     record = checkpoint.describe(folder)
+    named, about = f"{flag}={folder}", record["about"]
     if record["model"] != NAME:
-        raise UserError(f"{flag}={folder} holds a {record['model']}", f"give a trained {NAME}")
-    about = record["about"]
-    _require("FIRST_STAGE", folder, about.get("first_stage"), describe_first_stage(first_stage))
-    _require("TEXT", folder, about.get("text"), encoder.about)
+        raise UserError(f"{named} holds a {record['model']}", f"give a trained {NAME}")
+    _require("FIRST_STAGE", named, about.get("first_stage"), describe_first_stage(first_stage))
+    _require("TEXT", named, about.get("text"), encoder.about)
     model = checkpoint.load(folder, device)
     return Latent(model, load_first_stage(first_stage, device), encoder.to(device))
 
@@ -46,13 +46,13 @@ def text_length(folder: Path | str) -> int:
     return length if isinstance(length, int) else 0
 
 
-def _require(flag: str, folder: Path | str, trained_with: Any, given: Mapping[str, Any]) -> None:
+def _require(part: str, named: str, trained_with: Any, given: Mapping[str, Any]) -> None:
     if not isinstance(trained_with, dict):
-        raise UserError(f"{folder} does not say what {flag} it goes with", "train it anew")
+        raise UserError(f"{named} does not say what {part} it goes with", "train it anew")
     if canonical(dict(trained_with)) != canonical(dict(given)):
         names = sorted(trained_with.keys() | given.keys())
         differ = [name for name in names if trained_with.get(name) != given.get(name)]
         raise UserError(
-            f"{folder} was trained with another {flag}: its {', '.join(differ)} differ",
-            f"give the {flag} of its training",
+            f"{named} was trained with another {part}: its {', '.join(differ)} differ",
+            f"give the {part} of its training",
         )

@@ -63,6 +63,9 @@ class Config:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.denoiser not in ("unet", "dit"):
             raise UserError(f"no denoiser is {self.denoiser!r}", "there are unet, dit")
+        for name in ("image_size", "factor", "latent_channels", "layers", "norm_groups", "patch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} is none", "give a number from 1 on")
         if self.image_size % self.unit:
             raise UserError(
                 f"image_size {self.image_size} is not divisible by {self.unit}",
@@ -87,10 +90,12 @@ class Config:
 
     def _require_dit(self) -> None:
         numbers = (self.width, self.depth, *self.heads)
-        if len(self.heads) != 1 or min(numbers) < 1 or self.width % self.heads[0]:
+        is_possible = len(self.heads) == 1 and min(numbers) >= 1
+        # Sines and cosines of two axes tell a token where it is.
+        if not is_possible or self.width % self.heads[0] or self.width % 4:
             raise UserError(
                 f"width {self.width}, depth {self.depth} and heads {self.heads} make no transformer",
-                "give one number of heads, which divides the width, and a depth from 1 on",
+                "give one number of heads, a width that it and 4 divide, and a depth from 1 on",
             )
 
     @property

@@ -18,7 +18,7 @@ from generators.latent.controlnet_model import adapt
 from generators.latent.controlnet_training import Task
 from generators.latent.presets import TOY_FIT
 from generators.latent.presets import sd as base_sd
-from generators.latent.presets import toy_unet as base_toy
+from generators.latent.presets import toy as base_toy
 from generators.preset import Materials, Prepared, Preset
 from pipeline.errors import UserError
 
@@ -68,7 +68,7 @@ def prepare(config: Config, materials: Materials) -> Prepared:
             "a ControlNet learns with the first stage and the text encoder of its base",
             "give the FIRST_STAGE and the TEXT of INIT's training",
         )
-    latent = base_of(materials.init, materials.first_stage, materials.text)
+    latent = base_of(materials.init, materials.first_stage, materials.text, flag="INIT")
     own = {name: getattr(config, name) for name in ("image_size", "hint", "hint_widths")}
     fitted = Config(**asdict(latent.model.config) | own)
     about = {
@@ -94,7 +94,7 @@ def _preset(base: Preset, hint: str, fit: dict[str, Any], **task: Any) -> Preset
 
 
 def toy(hint: str = "edges") -> Preset:
-    """For the latent model of PRESET=toy-unet."""
+    """For the latent model of PRESET=toy."""
     fit = TOY_FIT | {"steps": 1_000}
     return _preset(base_toy(), hint, fit, optimizer="muon")
 

@@ -9,6 +9,9 @@ from generators.diffusers_parts import Parts
 from generators.latent.controlnet_config import Config
 from generators.latent.controlnet_model import ControlNet
 
+_FREE = ("upcast_attention",)
+"""Of the settings this is about half precision alone."""
+
 
 def save(model: ControlNet, folder: Path | str) -> None:
     """Writes config.json and the weights in safetensors, the base's not among them.
@@ -29,7 +32,10 @@ def load(folder: Path | str, config: Config) -> ControlNet:
     parts = Parts(folder.parent)
     parts.whole = parts.networks = "ControlNet of this base"
     settings = parts.described(folder.name, ControlNetModel)
-    found = parts.network(folder.name, ControlNetModel, settings, model.controlnet)
+    heads = settings["attention_head_dim"]
+    if isinstance(heads, int):  # as stable diffusion's have it: of all resolutions
+        settings["attention_head_dim"] = [heads] * len(config.channels)
+    found = parts.network(folder.name, ControlNetModel, settings, model.controlnet, _FREE)
     with torch.no_grad():
         model.controlnet.load_state_dict(found.state_dict())
     return model.eval().requires_grad_(False)

@@ -91,15 +91,16 @@ def assemble(
 ) -> Controlled:
     """A trained ControlNet with the model that it was trained for, ready to draw.
 
-    folder, base, first_stage: their folders. UserError where one is not that of its training.
+    folder, base, first_stage: their folders, CONTROLNET=, CKPT= and FIRST_STAGE= in the verbs.
+    UserError where one is not that of its training.
     """
     record = checkpoint.describe(folder)
     if record["model"] != NAME:
-        raise UserError(f"CKPT={folder} holds a {record['model']}", f"give a trained {NAME}")
+        raise UserError(f"CONTROLNET={folder} holds a {record['model']}", f"give a trained {NAME}")
     if canonical(record["about"].get("base")) != canonical(describe_first_stage(base)):
         raise UserError(
-            f"CKPT={folder} was trained for another model than BASE={base}",
-            "give the INIT of its training",
+            f"CONTROLNET={folder} was trained for another model than CKPT={base}",
+            "give as CKPT the INIT of its training",
         )
     latent = base_assemble.assemble(base, first_stage, encoder, device=device)
     model = checkpoint.load_module(folder, device).of(latent.model)

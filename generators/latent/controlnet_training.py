@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from generators.latent import training
 from generators.latent.controlnet_model import ControlNet, condition
@@ -29,7 +30,16 @@ class Task(training.Task):
 
     def __init__(self, model: ControlNet, *args: Any, base: LatentDiffusion, **named: Any) -> None:
         super().__init__(model.of(base), *args, **named)
+        self._base = base  # the loop puts a wrapper into `model`
         self._hint = HINTS[model.config.hint]
+
+    def loss(self, batch: Batch, draws: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        if isinstance(next(self._base.denoiser.mid_block.parameters()), DTensor):
+            raise UserError(
+                "--parallel fsdp cuts the base as well, which evaluations ask on one process alone",
+                "give --parallel ddp",
+            )
+        return super().loss(batch, draws)
 
     def _told(self, examples: Examples, drop: float) -> Batch:
         """Also `hint`, uint8 (B, H, W) or (B, H, W, 3), of the images as they are trained on."""

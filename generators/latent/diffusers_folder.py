@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 
 INDEX = "model_index.json"
 UNET, DIT, VAE, TEXT, WORDS = "unet", "transformer", first_stages.PART, "text_encoder", "tokenizer"
+FORMER = "Transformer2DModel"  # the class of PixArt-alpha's transformers when they were published
 _ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 
 
@@ -88,7 +89,8 @@ def is_pipeline(folder: Path | str) -> bool:
 
 
 def load(folder: Path | str) -> Published:
-    """A model with its first stage, of Stable Diffusion's layout (1.x and 2.x), or of PixArt's.
+    """A model with its first stage, of Stable Diffusion's layout (1.x and 2.x), or of PixArt-alpha's at
+    256 and 512 pixels, without what these say of the variance, which their pipeline leaves out as well.
 
     Of the index nothing is believed: known classes are read from folders of known names, weights from
     safetensors. Of the scheduler only the noise counts; how to sample is our own default. UserError
@@ -101,7 +103,7 @@ def load(folder: Path | str) -> Published:
         raise UserError(f"{parts.path / VAE} is no AutoencoderKL", f"give a {parts.whole}")
     has_unet = (parts.path / UNET).is_dir()
     name, kind = (UNET, _unet_class()) if has_unet else (DIT, _dit_class())
-    settings = parts.described(name, kind)
+    settings = parts.described(name, kind, *([] if has_unet else [FORMER]))
     with parts.understood(name):
         settings |= _normalised(settings)
         config = Config(
@@ -113,14 +115,20 @@ def load(folder: Path | str) -> Published:
             timesteps=process.schedule.steps,
             shift=process.schedule.shift,
             prediction=process.prediction,
+            steps=str(min(int(Config.steps), process.schedule.steps)),
             **(_of_unet if has_unet else _of_dit)(settings),
         )
         if config.latent_channels != first_stage.config.latent_channels:
             raise ValueError(f"{config.latent_channels} channels, unlike its first stage's latents")
         with torch.device("meta"):
             model = LatentDiffusion(config)
-    # Of these, upcast_attention is about half precision alone.
-    model.denoiser = parts.network(name, kind, settings, model.denoiser, ("upcast_attention",))
+    free = ["upcast_attention"]  # it is about half precision alone
+    has_variance = not has_unet and settings["out_channels"] == 2 * config.latent_channels
+    if has_variance:
+        free.append("out_channels")
+    model.denoiser = parts.network(name, kind, settings, model.denoiser, free)
+    if has_variance:
+        _leave_out_variance(model.denoiser, config.latent_channels)
     return Published(model.eval().requires_grad_(False), first_stage)
 
 
@@ -156,6 +164,16 @@ def _of_dit(settings: dict[str, Any]) -> dict[str, Any]:
         "heads": [heads],
         "patch": operator.index(settings["patch_size"]),
     }
+
+
+def _leave_out_variance(dit: Any, channels: int) -> None:
+    """Keeps the first channels of its output, of each pixel of a patch."""
+    last = dit.proj_out
+    rows = torch.arange(last.out_features).view(-1, dit.out_channels)[:, :channels].flatten()
+    dit.proj_out = nn.Linear(last.in_features, len(rows))
+    dit.proj_out.load_state_dict({"weight": last.weight[rows], "bias": last.bias[rows]})
+    dit.out_channels = channels
+    dit.register_to_config(out_channels=channels)
 
 
 def _unet_class() -> Any:

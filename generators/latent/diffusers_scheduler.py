@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from generators.diffusers_parts import Parts, require_bounded
+from generators.diffusers_parts import Parts, defaults, require_bounded, short
 from generators.diffusion.process import Process
 from generators.diffusion.schedule import Schedule
 from generators.latent.config import Config
@@ -68,13 +68,12 @@ def read(parts: Parts) -> Process:
     settings = parts.unbounded_json(FOLDER, FILE)
     kind, path = settings.get("_class_name"), parts.path / FOLDER
     if kind not in _KNOWN:
-        raise UserError(f"{path} holds a {kind}", f"give one of {', '.join(_KNOWN)}")
+        raise UserError(f"{path} holds a {short(kind)}", f"give one of {', '.join(_KNOWN)}")
     with parts.understood(FOLDER):
         told = {key: settings[key] for key in _READ if key in settings}
         require_bounded(told)
-        found = getattr(diffusers, kind)(
-            **{key: value for key, value in told.items() if key in _parameters(diffusers, kind)}
-        )
+        known = defaults(getattr(diffusers, kind))
+        found = getattr(diffusers, kind)(**{key: told[key] for key in told if key in known})
         own = found.config
         if own.get("use_flow_sigmas"):
             prediction = {"flow_prediction": "flow"}.get(own.prediction_type, own.prediction_type)
@@ -87,12 +86,6 @@ def read(parts: Parts) -> Process:
                 f" {schedule.betas[0]:.4g} to {schedule.betas[-1]:.4g}"
             )
         return Process(schedule, own.prediction_type)
-
-
-def _parameters(diffusers: Any, kind: str) -> set[str]:
-    from inspect import signature
-
-    return set(signature(getattr(diffusers, kind).__init__).parameters)
 
 
 def _are_same(theirs: Any, ours: Schedule) -> bool:

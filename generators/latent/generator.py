@@ -73,10 +73,11 @@ class Latent:
         latents = self.latent_size(size)
         height, width = (side * self.model.config.factor for side in latents)
         found = [np.empty((0, height, width, 3), np.uint8)]
+        rows = zip(prompts, numbers, strict=True)
+        all_seeds = [key64(seed, prompt, number, "sample") for prompt, number in rows]
         for start in range(0, len(prompts), self.batch_size):
             run = slice(start, start + self.batch_size)
-            rows = list(zip(prompts[run], numbers[run], strict=True))
-            seeds = [key64(seed, prompt, number, "sample") for prompt, number in rows]
+            seeds = all_seeds[run]
             drawn = self.model.sample(
                 text.encoded(prompts[run], self.encoder, self.device),
                 SampleNoise(seeds, self.device),

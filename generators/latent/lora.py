@@ -82,16 +82,17 @@ def assemble(
     base: Path | str,
     device: torch.device | str = "cpu",
 ) -> Adapted:
-    """A trained adapter beside its base, which is ready to draw. UserError where it was trained on
-    another one.
+    """A trained adapter beside its base, which is ready to draw: LORA= and CKPT= in the verbs.
+
+    UserError where it was trained on another one.
     """
     adapter = checkpoint.load(folder)
     if not isinstance(adapter, Adapter):
-        raise UserError(f"CKPT={folder} holds no LoRA", "give the folder of a latent-lora")
+        raise UserError(f"LORA={folder} holds no LoRA", "give the folder of a latent-lora")
     if adapter.base != describe_first_stage(base)["weights"]:
         raise UserError(
-            f"CKPT={folder} was trained on another model than BASE={base}",
-            "give the INIT of its training",
+            f"LORA={folder} was trained on another model than CKPT={base}",
+            "give as CKPT the INIT of its training",
         )
     latent = assemble_base(base, first_stage, encoder, device=device)
     return Adapted(latent, adapter)

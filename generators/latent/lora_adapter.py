@@ -3,7 +3,6 @@
 # r rank, M N inputs and outputs of a layer
 
 import json
-import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from generators.latent.model import LatentDiffusion
@@ -28,12 +27,21 @@ METADATA, OURS = (
     "recaption",
 )  # in a safetensors header: diffusers', and ours
 _CONFIG_BYTES = 1 << 20  # no configuration is longer
+_LARGEST = 1e6  # no alpha is larger
+_WRAPPED = "base_model.model."  # what peft's models put before the names of layers
 _KEY = re.compile(
     r"(?:unet\.|transformer\.|base_model\.model\.)?(.+?)\.lora(_A|_B|\.down|\.up)\.weight"
 )
 _SIDES = {"_A": "down", ".down": "down", "_B": "up", ".up": "up"}
 """As peft calls them, and as diffusers' training examples save what they take from it."""
-_OTHER_ARITHMETIC = ("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out")
+_OTHER_ARITHMETIC = (
+    *("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
+    *("layer_replication", "target_parameters"),
+)
+_KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Ways to begin; by the others (PiSSA's, OLoRA's) peft also changes the weights below the updates."""
+_PLAIN = re.compile(r"\^?(?:\w|\\?\.)+\$?", re.ASCII)  # a pattern that is a name, or the end of one
 _UNREAD = (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError)
 
 
@@ -65,7 +73,8 @@ class Adapter:
 def read(path: Path | str) -> Adapter:
     """The adapter of a file, or of a folder that diffusers, peft or `save` wrote.
 
-    UserError for damaged files, and for other layouts: kohya's, DoRA, updates of a text encoder.
+    UserError for damaged files, for other layouts (kohya's, updates of a text encoder), and for what is
+    no sum of a weight and alpha / r times an update (DoRA, rank-stabilised, PiSSA).
     """
     path = Path(path)
     if path.is_dir():
@@ -79,7 +88,8 @@ def read(path: Path | str) -> Adapter:
         with safe_open(file, "pt") as opened:
             header = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
-        settings = _settings(file, header)
+        is_peft = file.name == PEFT or any(name.startswith(_WRAPPED) for name in tensors)
+        settings = _settings(file, header, is_peft=is_peft)
         ours = _parsed(header.get(OURS, "{}"))
         base = ours.get("base", "")
         return Adapter(
@@ -102,7 +112,7 @@ def save(folder: Path, adapter: Adapter, *, kind: str, settings: Mapping[str, An
     from peft import LoraConfig
 
     is_unet = kind == "unet"
-    prefix = "unet." if is_unet else "base_model.model."
+    prefix = "unet." if is_unet else _WRAPPED
     tensors = {
         f"{prefix}{name}.lora_{side}.weight": value.detach().float().cpu().contiguous()
         for name, update in adapter.updates.items()
@@ -118,8 +128,7 @@ def save(folder: Path, adapter: Adapter, *, kind: str, settings: Mapping[str, An
     else:
         data = json.dumps(told, indent=2, sort_keys=True).encode()
         storage.write_bytes(str(folder / PEFT_CONFIG), data)
-    with storage.write_atomic(str(folder / (DIFFUSERS if is_unet else PEFT))) as part:
-        save_file(tensors, part, metadata=header)
+    storage.write_bytes(str(folder / (DIFFUSERS if is_unet else PEFT)), _file(tensors, header))
 
 
 def apply(model: LatentDiffusion, adapter: Adapter | Path | str, scale: float = 1.0) -> None:
@@ -173,11 +182,21 @@ def merge(model: LatentDiffusion) -> None:
         del denoiser.peft_config
 
 
-def _settings(file: Path, header: Mapping[str, str]) -> dict[str, Any]:
+def _file(tensors: Mapping[str, Tensor], header: dict[str, str]) -> bytes:
+    """A safetensors file, the same for the same adapter: the library orders the header by chance."""
+    data = safetensors.save(dict(tensors), header)
+    start = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:start]) | {"__metadata__": dict(sorted(header.items()))}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[start:]
+
+
+def _settings(file: Path, header: Mapping[str, str], *, is_peft: bool) -> dict[str, Any]:
     """What a file's writer said of it: fields of `peft.LoraConfig`; none where diffusers did not, long
-    ago, or for who asked it not to.
+    ago, or for who asked it not to. peft says it in a file beside, without which alpha is not known.
     """
-    if file.name == PEFT:
+    if is_peft:
         beside = file.with_name(PEFT_CONFIG)
         if beside.stat().st_size > _CONFIG_BYTES:
             raise ValueError(f"{PEFT_CONFIG} is longer than {_CONFIG_BYTES:,} bytes")
@@ -187,6 +206,8 @@ def _settings(file: Path, header: Mapping[str, str]) -> dict[str, Any]:
         found = {re.sub(r"^(unet|transformer)\.", "", name): value for name, value in told.items()}
     if strange := [name for name in _OTHER_ARITHMETIC if found.get(name)]:
         raise ValueError(f"it was trained with {', '.join(strange)}")
+    if (begun := found.get("init_lora_weights")) not in _KEEPS_BASE:
+        raise ValueError(f"it was trained on weights that {begun!r} had changed")
     return found
 
 
@@ -212,7 +233,10 @@ def _updates(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict
             raise ValueError(f"{key} is {value.dtype} of shape {tuple(value.shape)}")
         if not torch.isfinite(value).all():
             raise ValueError(f"{key} holds what is no finite number")
-        sides.setdefault(match[1], {})[_SIDES[match[2]]] = value
+        pair, side = sides.setdefault(match[1], {}), _SIDES[match[2]]
+        if side in pair:
+            raise ValueError(f"it has {match[1]} twice")
+        pair[side] = value
     if not sides:
         raise ValueError("it is empty")
     found = {}
@@ -231,18 +255,23 @@ def _alpha(name: str, rank: int, settings: Mapping[str, Any]) -> float:
     """As `peft.LoraConfig` means it: a pattern's, where one names the layer or its end, or all layers'
     own; the rank, where nothing is said, as diffusers takes it.
     """
-    # The patterns are expressions in peft; a stranger's are taken by their letters only.
     patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ValueError(f"its alpha_pattern is {patterns!r}")
     for pattern, value in patterns.items():
+        # peft runs any expression; a stranger's is not run.
+        if not _PLAIN.fullmatch(pattern):
+            raise ValueError(f"its alpha_pattern has {pattern[:100]!r}, which is no layer's name")
         plain = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
-        if f".{name}".endswith(f".{plain}"):
+        is_whole = pattern.startswith("^")
+        if name == plain or (not is_whole and name.endswith(f".{plain}")):
             return _number(value)
     return _number(settings.get("lora_alpha", rank))
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"its alpha is {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise ValueError(f"its alpha is {str(value)[:100]}")
     return float(value)
 
 

@@ -43,7 +43,8 @@ class Config(config.Config):
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))  # JSON knows lists only
         super().__post_init__()
-        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1 or not self.targets:
+        is_scale = 0 < self.alpha < float("inf")
+        if self.rank < 1 or not is_scale or not 0 <= self.dropout < 1 or not self.targets:
             raise UserError(
                 f"rank {self.rank}, alpha {self.alpha}, dropout {self.dropout} and targets"
                 f" {self.targets} make no LoRA",
@@ -168,9 +169,7 @@ class Task(training.Task):
         dropped = [key64(seed, "drop") % 1000 < 1000 * PRIOR_DROP for seed in seeds]
         pairs = zip(chosen, dropped, strict=True)
         texts = ["" if is_dropped else self._prior[i] for i, is_dropped in pairs]
-        with torch.autocast(like.device.type, enabled=False):
-            said = text.encoded(texts, self.encoder, like.device)
-        return self._drawn[chosen], said
+        return self._drawn[chosen], self._said(texts, like.device)
 
     def _draw(self, like: Tensor) -> Tensor:
         """A latent of each caption, the same whenever it is asked for: (P, C, h, w)."""
@@ -179,10 +178,15 @@ class Task(training.Task):
             for start in range(0, len(self._prior), training.EVALUATED):
                 texts = self._prior[start : start + training.EVALUATED]
                 seeds = [key64(start + i, "prior latents") for i in range(len(texts))]
-                said = text.encoded(texts, self.encoder, like.device)
+                said = self._said(texts, like.device)
                 noise = SampleNoise(seeds, like.device)
                 parts.append(self._unwrapped.sample(said, noise, size=tuple(like.shape[2:])))
         return torch.cat(parts)
+
+    def _said(self, texts: Sequence[str], device: torch.device) -> Text:
+        """What captions say, as precisely as in a step and in sampling."""
+        with torch.autocast(device.type, enabled=False):
+            return text.encoded(texts, self.encoder, device)
 
 
 def _together(one: Text, other: Text) -> Text:

@@ -28,7 +28,8 @@ def canny(
     which on an edge begins; by default Otsu's threshold (1979) of all gradients, at least LEAST. low:
     down to which it goes on, by default half of high.
     """
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+    is_image = image.ndim >= 2 and image.shape[2:] in ((), (3,))
+    if image.dtype != np.uint8 or not is_image or not image.size:
         raise ValueError(f"uint8 (H, W, 3) or (H, W) is needed, got {image.dtype} {image.shape}")
     if sigma:
         blur = ImageFilter.GaussianBlur(sigma)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 NODES = 1024
-"""Superpixels of an image, at most; of one with no more pixels each is one."""
+"""Superpixels of an image, about, and more of a strip; of one with no more pixels each is one."""
 ROUNDS = 2
 COMPACTNESS = 10.0
 """Levels of colour that weigh as much as the distance between two superpixels."""

@@ -31,7 +31,8 @@ from pipeline.scenes.world import (
 
 REASONS = (
     "no_thing",  # no shape is named
-    "unknown_word",  # a word that no caption of this world has, whose wish would be lost
+    "unknown_word",  # a word or number that no caption of this world has, whose wish would be lost
+    "unread_relation",  # said in a way that is not understood: the same
     "contradiction",  # two colours of one thing, two backgrounds
     "too_many",  # more things than the level shows
     "impossible",  # no scene was found of which all is true
@@ -42,7 +43,7 @@ _TRIES = 200  # scenes that are drawn before a prompt counts as impossible
 
 
 def _words(texts: Sequence[str]) -> set[str]:
-    return {word for text in texts for word in re.findall(r"[a-z]+", text)}
+    return {word for text in texts for word in re.findall(r"[a-z0-9]+", text)}
 
 
 def _literal(pattern: str) -> str:
@@ -55,6 +56,8 @@ _KNOWN = (
     | _words([_literal(text) for text in (*SHORT, *(t.frame for t in LONG))])
     | _words([_literal(t.thing) for t in LONG])
 )
+
+_RELATION = re.compile("|".join(RELATIONS))
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ def upsample(
     """A caption that tells a whole scene of a level, and says all that the prompt says.
 
     What the prompt leaves open is drawn by a hash of (seed, prompt), among what the level shows; so
-    is the template, among those of LONG that are named. Nothing is ever changed that was asked for,
-    and the text is read back before it is given: a prompt that cannot be told stays as it is.
+    is the template, among those of LONG that are named. Nothing is ever changed that was asked for: what
+    the prompt is understood to claim is compared with the scene that is told, and a prompt that cannot
+    be told stays as it is.
     """
     claims = parse(prompt)
     things = _things(claims)
@@ -109,6 +113,8 @@ def _fault(prompt: str, claims: Claims, things: Sequence[Mention], level: Level)
         return "no_thing"
     if not _words([prompt.lower()]) <= _KNOWN or not prompt.isascii():
         return "unknown_word"
+    if len(_RELATION.findall(prompt.lower())) != len(claims.relations):
+        return "unread_relation"
     if len(claims.backgrounds) > 1 or any(
         thing.contradictions or len(thing.positions) > thing.number for thing in things
     ):

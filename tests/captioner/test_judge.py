@@ -94,10 +94,19 @@ def test_answers_begin_with_yes_or_no_or_are_unreadable(text, expected):
         ("Verdict: mostly", UNREADABLE),
         ("", UNREADABLE),
         ("Verdict: yes\n" + " " * MAX_CHARS, UNREADABLE),
+        ("Verdict: yes\n" + "\u2057" * (MAX_CHARS // 2) + "\nVerdict: no", UNREADABLE),
     ],
 )
 def test_a_whole_prompt_is_judged_by_the_last_line(text, expected):
     assert read(Answer(text, "stop"), of_whole=True) == expected
+
+
+def test_runs_of_marks_are_read_once():
+    """Twenty such answers: a second where every pattern is linear, an hour where one is not."""
+    marks = "a" + "\u2057" * (MAX_CHARS // 2) + "a", "Verdict" + ":" * (MAX_CHARS - 8) + "a"
+    for text in marks * 10:
+        for whole in (False, True):
+            assert read(Answer(text, "stop"), of_whole=whole) == UNREADABLE
 
 
 def test_no_answer_and_a_cut_one_are_told_apart():

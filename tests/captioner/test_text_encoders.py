@@ -9,6 +9,8 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
@@ -205,10 +207,11 @@ def test_hostile_texts_are_captions_as_well(encoder: CaptionEncoder):
         "\u72d7" * 10**6,
         "\ud800 \x00 dog" * 10**5,
     ]
-    for text in endless[: 4 if encoder.about["architecture"] == "T5EncoderModel" else 5]:
+    for text in endless:
         said, mask, _ = states(encoder, [text])
         assert said.isfinite().all() and mask[0, 0]
     assert encoder.num_cut >= before + 4
+    encoder.tokenize(["\udc80 dog", "dog \ud800"])
 
 
 def test_the_numbers_are_transformers_own(t5: Path):
@@ -253,17 +256,29 @@ def test_an_embedding_goes_by_either_name(t5: Path, tmp_path: Path):
         assert torch.equal(states(load_text_encoder(f"t5:{other}"), SAID)[0], expected)
 
 
-@pytest.mark.parametrize("name", [CLIP, "t5"])
-def test_bf16_is_near(name: str, t5: Path):
-    name = f"t5:{t5}" if name == "t5" else name
+@pytest.mark.parametrize("name", [CLIP, CAUSES, "t5"])
+def test_bf16_is_near(name: str, tmp_path: Path):
+    name = f"t5:{save_t5(tmp_path, sharpness=1.5)}" if name == "t5" else name
     exact, rounded = (
         states(load_text_encoder(name, precision=p), [*SAID, LONG])[0] for p in ("fp32", "bf16")
     )
     assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
-    assert (rounded - exact).abs().mean() < 0.1 * exact.abs().mean()
+    assert (rounded - exact).abs().mean() < 0.02 * exact.abs().mean()
     with torch.autocast("cpu", torch.bfloat16):
         inside = states(load_text_encoder(name), [*SAID, LONG])[0]
     assert torch.equal(inside, exact)
+
+
+def test_bf16_of_t5_is_transformers_own(t5: Path):
+    """Sharp attention magnifies what rounding does: how far it is from fp32 is not ours to choose."""
+    found = load_text_encoder(f"t5:{t5}", precision="bf16")
+    said, mask, _ = states(found, [*SAID, LONG])
+    ids, longest = found.tokenize([*SAID, LONG]), int(mask.sum(dim=1).max())
+    model = T5EncoderModel.from_pretrained(t5, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        expected = model(ids[:, :longest], attention_mask=mask[:, :longest].long())
+    own = mask[:, :longest]
+    assert torch.equal(said[:, :longest][own], expected.last_hidden_state[own].float())
 
 
 def test_identities_tell_architecture_weights_and_length(t5: Path, tmp_path: Path):
@@ -345,7 +360,10 @@ def copied(folder: Path, other: Path) -> Path:
     ("file", "content", "message"),
     [
         ("config.json", None, "cannot be read"),
-        ("config.json", b"[]", "is no object"),
+        ("config.json", b"[]", "config.json holds no object"),
+        ("config.json", b"[" * 100_000, "cannot be read"),
+        ("config.json", b" " * (1 << 20) + b"{}", "is longer than 1,048,576 bytes"),
+        ("config.json", b'{"num_heads": NaN}', "num_heads is nan"),
         ("config.json", b'{"num_layers": 100000}', "num_layers is 100000"),
         ("config.json", b'{"d_model": "wide"}', "cannot be read"),
         ("config.json", b'{"d_ff": 1000000}', "bytes of safetensors for"),
@@ -359,6 +377,8 @@ def copied(folder: Path, other: Path) -> Path:
             "of this folder",
         ),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "x.bin"}}', "no safetensors"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "x.safetensors"}}', "no x.safe"),
+        ("model.safetensors.index.json", b'{"weight_map": {}}', "0 bytes of safetensors"),
     ],
 )
 def test_folders_that_hold_no_t5_are_refused(
@@ -373,6 +393,33 @@ def test_folders_that_hold_no_t5_are_refused(
         (other / file).write_bytes(content)
     with pytest.raises(UserError, match=rf"TEXT: .*{message}"):
         load_text_encoder(f"t5:{other}")
+
+
+def test_weights_of_another_size_or_kind_are_refused(t5: Path, tmp_path: Path):
+    """Not the first of many layers alone, and no integers without their scales."""
+    other = copied(t5, tmp_path / "layers")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"num_layers": 1}))
+    with pytest.raises(UserError, match=r"it holds encoder\.block\.1\S+ in F32"):
+        load_text_encoder(f"t5:{other}")
+    other = copied(t5, tmp_path / "quantised")
+    state = load_file(other / "model.safetensors")
+    state = {name: (127 * value).to(torch.int8) for name, value in state.items()}
+    save_file(state, other / "model.safetensors")
+    with pytest.raises(UserError, match=r"it holds \S+ in I8"):
+        load_text_encoder(f"t5:{other}")
+
+
+def test_ids_may_have_gaps_and_have_to_fit(t5: Path, tmp_path: Path):
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "dog": 319}
+    for last, message in ((319, ""), (320, "for an encoder of 320 words")):
+        other = copied(t5, tmp_path / str(last))
+        Tokenizer(WordLevel(words | {"dog": last}, "<unk>")).save(str(other / "tokenizer.json"))
+        if not message:
+            assert load_text_encoder(f"t5:{other}").tokenize(["dog"])[0, :2].tolist() == [319, 1]
+        else:
+            with pytest.raises(UserError, match=message):
+                load_text_encoder(f"t5:{other}")
 
 
 def test_weights_that_are_missing_and_words_that_are_too_many_are_refused(t5: Path, tmp_path: Path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jobs import encode
+from jobs.__main__ import main
 from jobs.encode import Encode
 from pipeline.errors import UserError
 from pipeline.loading.cache_format import open_cache_file
@@ -203,6 +204,17 @@ def test_latents_are_measured(mix: Mixed, tmp_path: Path, capsys):
     assert latents.shape == (18, 3, 8, 8)
     told = f"mean {latents.mean():.4g}  standard deviation {latents.std():.4g}"
     assert told in capsys.readouterr().out
+
+
+def test_where_every_shard_fails_that_is_told(tmp_path: Path, capsys):
+    out = str(tmp_path / "out")
+    made = mixed(out, caption(out, [write_tar(tmp_path / "raw/00000.tar", pairs(4))]))
+    tar = Path(made.tars[0])
+    tar.write_bytes(tar.read_bytes()[:3000])
+    given = ["--shards", made.run.folder, "--out", out, "--text", "bundled"]
+    assert main(["encode", *given, "--executor", "inline", "--threads", "1"]) == 3
+    assert "1 of 1 shards failed" in capsys.readouterr().err
+    assert not list((tmp_path / "out/cache").glob("*/0*"))
 
 
 def test_a_limit_takes_whole_shards_of_the_same_run(mix: Mixed, stage: tuple, tmp_path: Path):

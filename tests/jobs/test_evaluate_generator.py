@@ -11,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs import judging
 from jobs.__main__ import main
+from jobs.evaluation_batches import BATCH
 from jobs.prompt_file import MAX_QUESTIONS, Wanted, read_wanted
 from pipeline import catalog, manifest
 from pipeline.errors import UserError
+from pipeline.schemas import GENERATED
 from tests.support import real
 from tests.support.chat_server import Asked, ChatServer
 from tests.support.mixing import mixed
@@ -112,19 +115,52 @@ def test_a_judge_answers_questions_and_is_asked_nothing_twice(painter, tmp_path,
 
 
 def test_a_server_that_goes_away_loses_no_answer(painter, tmp_path, capsys):
-    prompts = tmp_path / "p.txt"
-    prompts.write_text("a red wall\na blue wall\n")
-    with ChatServer(honest, fault=lambda number: 401 if number else "") as server:
+    prompts, whole = tmp_path / "p.txt", BATCH + 1  # the first batch, and one without its image
+    prompts.write_text("".join(f"a red wall, number {i}\n" for i in range(BATCH + 1)))
+    with ChatServer(honest, fault=lambda number: 401 if number >= whole else "") as server:
         given = ("--prompts", prompts, "--judge", server.name)
         assert evaluate(tmp_path / "e", *given) == 2
         error = capsys.readouterr().err
         assert "refuses" in error and error.splitlines()[1].startswith("  try: ")
         assert not (tmp_path / "e/figures.json").exists()
+        assert server.answered.total() == whole
         server.fault = lambda number: ""
-        answered = server.answered.total()
         assert evaluate(tmp_path / "e", *given) == 0
-        assert server.answered.total() == 3 and answered <= 1
+        assert [server.answered.total(), len(server.answered)] == [whole + 1] * 2
     assert figures_of(tmp_path / "e")["judged"] == 1
+
+
+@pytest.mark.parametrize("lost", ["failed", "unreadable"])
+def test_a_judge_without_verdicts_is_no_success(lost, painter, tmp_path, capsys):
+    prompts, out = tmp_path / "p.txt", tmp_path / "e"
+    prompts.write_text("a red wall\na blue wall\na red door\n")
+    fault = (lambda number: 400) if lost == "failed" else (lambda number: "")
+    with ChatServer(lambda asked: "Hm.", fault=fault) as server:
+        given = ("--prompts", prompts, "--judge", server.name)
+        assert evaluate(out, *given) == 3
+        printed = capsys.readouterr()
+        assert printed.err.splitlines()[-1].startswith("the judge gives no verdict: of 3 answers ")
+        assert ("4 failed: status 400: not now" in printed.out) == (lost == "failed")
+        rows = pq.read_table(out / "samples.parquet").to_pylist()  # what was drawn is not lost
+        assert [row["answers"] for row in rows] == [[lost]] * 3
+        figures = figures_of(out)
+        assert figures[f"judged_{lost}"] == 3 and figures["judged_all_yes"] == 0
+        assert "judged" not in figures and "clip_score" in figures
+        server.answer, server.fault = honest, lambda number: ""
+        assert evaluate(out, *given) == (0 if lost == "failed" else 3)  # an answer is an answer
+
+
+def test_a_judge_that_stays_without_verdicts_ends_the_drawing(
+    painter, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(judging, "PATIENCE", 10)
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("".join(f"a red wall, number {i}\n" for i in range(3 * BATCH)))
+    with ChatServer(honest, fault=lambda number: 400 if number >= 30 else "") as server:
+        given = ("--prompts", prompts, "--judge", server.name)
+        assert evaluate(tmp_path / "e", *given) == 3
+    assert len(painter.told) == BATCH
+    assert "of 64 answers 0 are unreadable and" in capsys.readouterr().err
 
 
 def test_kinds_of_captions_are_drawn_one_after_the_other(painter, tmp_path, capsys):
@@ -152,6 +188,18 @@ def test_kinds_of_captions_are_drawn_one_after_the_other(painter, tmp_path, caps
     assert means[0] == ("original", pytest.approx(figures["clip_score_original"]))
     assert means[1] == ("long", pytest.approx(figures["clip_score_long"]))
     assert {"fid_original", "fid_long", "clip_score_of_truth_long"} <= figures.keys()
+
+
+def test_a_column_of_nulls_has_its_type(painter, tmp_path, capsys):
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a red wall\na blue wall\n\nwhat red is\n")
+    with ChatServer(honest) as server:
+        assert evaluate(tmp_path, "--prompts", prompts, "--n", 2, "--judge", server.name) == 0
+    assert "of 3 prompts only the first 2" in capsys.readouterr().err
+    schema = pq.read_schema(tmp_path / "samples.parquet")
+    typed = {field.name: field.type for field in GENERATED}
+    assert schema.field("category").type == pa.string()
+    assert {field.name: typed[field.name] for field in schema} == {f.name: f.type for f in schema}
 
 
 def test_evaluations_with_other_columns_share_a_view(tmp_path):
@@ -191,6 +239,14 @@ def test_prompt_files_of_every_shape(tmp_path):
     assert read_wanted(str(tmp_path / "a.parquet")) == expected
     (tmp_path / "a.tsv").write_text("Category\tPrompt\nodd \x1b kind\tx\n\ty\n")
     assert read_wanted(str(tmp_path / "a.tsv")) == [Wanted("x", (), "odd kind"), Wanted("y")]
+    (tmp_path / "a.csv").write_bytes(
+        b'\xef\xbb\xbfPrompts,Category\r\n"A red, ""round"" car",Colors\r\n\r\nA\tsign,\r\n"two\nlines"\r\n'
+    )
+    assert read_wanted(str(tmp_path / "a.csv")) == [
+        Wanted('A red, "round" car', (), "Colors"),
+        Wanted("A\tsign"),
+        Wanted("two\nlines"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -202,6 +258,9 @@ def test_prompt_files_of_every_shape(tmp_path):
         ("a.json", "[" * 100_000, "PROMPTS="),
         ("a.json", "[]", "holds no prompt"),
         ("a.jsonl", '{"text": "x"}', "no column prompt, but text"),
+        ("a.csv", "A red car.\nA black car.\n", "no column prompt, but A red car."),
+        ("a.csv", 'prompt\n"a red car\n', "unexpected end of data"),
+        ("a.csv", "prompt\n" + "a" * 200_000, "field larger than field limit"),
         ("a.jsonl", '{"prompt": 5}', "prompt 1: prompt or category is no text"),
         ("a.jsonl", '{"prompt": "x", "questions": "Is it?"}', "no list of texts"),
         ("a.jsonl", '{"prompt": "x", "questions": [" "]}', "no list of texts"),

@@ -10,7 +10,7 @@ from jobs.__main__ import main
 from pipeline import tombstones
 from pipeline.samples import uid_of
 from tests.support import crawling
-from tests.support.buried import OTHER, OWN, folder, holding, key_of, url_of
+from tests.support.buried import OTHER, OWN, alt, folder, holding, key_of, url_of
 from tests.support.hostile_server import hostile_server, picture
 from tests.support.outputs import digest
 from tests.support.shards import jpeg
@@ -243,6 +243,24 @@ def test_what_is_not_looked_into_is_named(made, capsys):
     assert takedown_in(to, "--uids", UID) == 0
     assert holding(made.out, [jpeg(2)]) == []
     assert "not looked into" not in capsys.readouterr().out
+
+
+def test_evaluations_go_whole_with_what_a_judge_said(made, capsys):
+    folder = made.out / "evaluations/judged"
+    answers = folder / "answers/openai-model"
+    answers.mkdir(parents=True)
+    prompt = alt(key_of(2)).encode()
+    for path in (
+        folder / "samples.parquet",
+        folder / ".samples.parquet.0.tmp",
+        answers / "0.jsonl",
+    ):
+        path.write_bytes(prompt)
+    assert takedown(made, "--uids", UID) == 0
+    said = capsys.readouterr().out
+    assert "not looked into" not in said
+    assert "evaluations/judged/answers/openai-model/0.jsonl" in said
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
 
 
 def test_nothing_else_is_named(made, capsys):

@@ -159,13 +159,19 @@ def test_upright_and_wide_images_share_batches(parts, tmp_path, capsys):
         (("--model", "kl"), "leave FIRST_STAGE and TEXT out"),
         (("--model", "glide", "--first-stage", "", "--steps", "1"), "glide makes no use of TEXT"),
         (("--model", "glide", "--buckets"), "glide learns from square images"),
+        (("--prior-captions", "x.txt"), "latent keeps no prior of another model"),
+        (("--model", "controlnet", "--init", "{first_stage}"), "INIT={first_stage} holds a kl"),
+        (
+            ("--model", "controlnet", "--init", "{latent}", "--text", "coca_tiny:random"),
+            "INIT={latent} was trained with another TEXT",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_told(change, message, parts, latent, tmp_path, capsys):
     named = {**parts, "latent": latent}
     assert trained(parts, tmp_path / "o", *(value.format(**named) for value in change)) == 2
     printed = capsys.readouterr().err
-    assert message in printed and "Traceback" not in printed
+    assert message.format(**named) in printed and "Traceback" not in printed
     assert len([line for line in printed.splitlines() if not line.startswith("note:")]) == 2
 
 

@@ -1,5 +1,6 @@
 """SQL over a data folder: typed views from its first minute on, from anywhere, over hostile texts."""
 
+import io
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from jobs.__main__ import main
 from pipeline import catalog, commit, manifest, runs, statistics, storage
 from pipeline.commit import Record
 from pipeline.errors import UserError
 from pipeline.runs import Run
-from pipeline.schemas import CAPTIONS, COLUMNS, MIX
+from pipeline.schemas import CAPTIONS, COLUMNS, EXPERIMENT, MIX
 from tests.support.mixing import mixed
 from tests.support.shards import pairs, write_tar
 from tests.support.stages import caption
@@ -148,6 +150,34 @@ def test_stages_with_columns_of_their_own_share_a_view(filled: str):
         )
         assert models.fetchall() == [("x", 3), ("z", 3)]
         assert "score" not in connection.sql("FROM annotations").columns  # of which model?
+
+
+def test_what_an_experiment_found_is_a_view(
+    filled: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    cells = [("95", "short", 41.5), ("ground-truth", "short", 60.0), ("95", "descriptive", 90.0)]
+    rows = [
+        {"noise": 1.0, "blend": blend, "kind": kind, "seeds": 3, "images": 48, "attributes": value}
+        | {"spread": None, "least": value, "most": value, "all_right": 10.0, "of_told": value}
+        for blend, kind, value in cells
+    ]
+    run = Run(filled, "results", "blends", {"prompts": 16})
+    runs.begin(run, ())
+    with storage.write_atomic(run.file("table.parquet")) as part:
+        commit.write_parquet(pa.Table.from_pylist(rows, EXPERIMENT), part)
+    best = "SELECT run, blend, attributes FROM experiment WHERE kind = 'short' ORDER BY attributes"
+    with catalog.connect(filled) as connection:
+        assert connection.sql(best).fetchall() == [
+            ("blends", "95", 41.5),
+            ("blends", "ground-truth", 60.0),
+        ]
+        assert [n for n, _ in types(connection)["experiment"]] == ["run", *EXPERIMENT.names]
+        settings = "SELECT config->>'prompts' FROM runs WHERE kind = 'results' AND run = 'blends'"
+        assert connection.sql(settings).fetchall() == [("16",)]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{best};\n.quit\n"))
+    assert main(["sql", "--out", filled]) == 0
+    told = capsys.readouterr().out
+    assert "experiment" in told.splitlines()[0] and "ground-truth" in told
 
 
 def test_what_is_no_data_folder_or_damaged_is_told(tmp_path: Path, filled: str):

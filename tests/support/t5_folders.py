@@ -15,9 +15,17 @@ WORDS = "a brown dog runs over the green grass towards an old red barn with a ti
 
 
 def save_t5(
-    folder: Path, *, whole: bool = False, seed: int = 0, parts: int = 1, **config: object
+    folder: Path,
+    *,
+    whole: bool = False,
+    seed: int = 0,
+    parts: int = 1,
+    sharpness: float = 4.0,
+    **config: object,
 ) -> Path:
-    """whole: with its decoder, as most are published. parts: files of weights, about."""
+    """whole: with its decoder, as most are published. parts: files of weights, about. sharpness: of its
+    attention, which says nothing at 1, where weights are the initial ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
@@ -28,10 +36,10 @@ def save_t5(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = (T5ForConditionalGeneration if whole else T5EncoderModel)(own)
-        with torch.no_grad():  # initial ones are so small that attention says nothing
+        with torch.no_grad():
             for name, weight in model.named_parameters():
                 if "SelfAttention" in name:
-                    weight.mul_(4.0)
+                    weight.mul_(sharpness)
     size = sum(p.numel() for p in model.parameters()) * 4
     model.save_pretrained(folder, max_shard_size=size if parts == 1 else size // parts)
     tokenizer.save_pretrained(folder)

@@ -24,6 +24,7 @@ from tests.generators.consistency.small_decoders import (
     network,
     student,
 )
+from tests.support.in_slices import in_slices
 
 DEVIATION = 0.25
 PROCESS = CONFIG.process
@@ -188,7 +189,7 @@ def test_the_target_follows_once_a_step():
             wanted[name] = wanted[name] * TARGET_DECAY + weight.detach() * (1 - TARGET_DECAY)
         trained_once(model, step)
         model(torch.zeros(1, 3, 16, 16), torch.tensor([5]), torch.zeros(1, 4, 4, 4))
-        before = model.decoder_unet.state_dict()
+        before = {n: w.clone() for n, w in model.decoder_unet.state_dict().items()}
         trained_once(model, step)  # the next micro-batch of the same step
         model.decoder_unet.load_state_dict(before)
     for name, weight in model.target.named_buffers():
@@ -205,6 +206,14 @@ def test_the_target_has_no_gradient_and_no_optimizer():
     assert not [b for b in found.model.buffers() if b.requires_grad or b.grad is not None]
     assert not any(p.requires_grad for p in found.teacher.parameters())
     assert found.model.decoder_unet.conv_in.weight.grad.abs().max() > 0
+
+
+def test_weights_in_slices_are_refused():
+    """A target that follows slices would be none."""
+    found = task()
+    batch = found.batch(found.places(0, seed=0, batch_size=2))
+    with in_slices(found), pytest.raises(UserError, match=r"fsdp .* --parallel ddp"):
+        found.loss(batch, torch.Generator())
 
 
 def test_it_begins_as_its_teacher():

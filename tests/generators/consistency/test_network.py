@@ -44,6 +44,10 @@ def test_two_steps_are_the_released_ones():
     assert RELEASED.visited(1) == [1008]
     assert RELEASED.visited(4) == [1008, 768, 512, 256]
     assert RELEASED.times == tuple(range(0, 1024, 16))
+    for steps in range(1, 65):
+        visited = RELEASED.visited(steps)
+        assert len(visited) == steps and visited[0] == 1008 and min(visited) > 0
+        assert visited == sorted(visited, reverse=True) and len(set(visited)) >= steps - 1
     signal, rest = RELEASED.process.levels(torch.tensor([1008, 512]), 1)
     # As measured of the released decoder: sigma 43.8 and 1.016.
     torch.testing.assert_close(rest / signal, torch.tensor([43.8, 1.016]), rtol=1e-3, atol=0)

@@ -1,5 +1,6 @@
 """A ControlNet is its base until it learns, learns without changing it, and is diffusers' own."""
 
+import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -110,16 +111,26 @@ def theirs(model: ControlNet, noisy, t, text: Text, hint, masked: bool = False):
     return [*down, middle]
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_residuals_are_those_of_diffusers(masked):
+@pytest.mark.parametrize(
+    ("masked", "changes"),
+    [
+        (False, {}),
+        (True, {}),
+        (True, {"modulated": True, "linear_projection": True}),
+        (True, {"attention": (False, True), "layers": 2, "heads": (4, 1)}),
+        (True, {"schedule": "flow", "prediction": "flow", "sampler": "ddim"}),
+    ],
+)
+def test_residuals_are_those_of_diffusers(masked, changes):
     """Exactly. Its own forward hides no token."""
-    model = speaking()
+    base = replace(UNET, **changes)
+    model = speaking(Config(**asdict(base), hint_widths=(4, 8, 8)), denoising(base))
     noisy, t, text, hint = asked()
     assert not text.mask.all()
     text = text if masked else Text(text.states, torch.ones_like(text.mask))
     with torch.no_grad():
         ours = model.residuals(noisy, t, text, hint)
-        wanted = theirs(model, noisy, t, text, hint, masked)
+        wanted = theirs(model, noisy, model.process.network_time(t), text, hint, masked)
     found = [*ours["down_block_additional_residuals"], ours["mid_block_additional_residual"]]
     assert len(found) == len(wanted)
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
@@ -166,6 +177,11 @@ def test_a_folder_is_one_of_diffusers_and_comes_back(tmp_path):
     noisy, t, text, hint = asked()
     with torch.no_grad():
         assert torch.equal(found(noisy, t, text, hint), model(noisy, t, text, hint))
+    published = tmp_path / "folder" / "config.json"
+    said = json.loads(published.read_text()) | {"attention_head_dim": 2, "upcast_attention": True}
+    published.write_text(json.dumps(said))
+    again = controlnet_folder.load(tmp_path / "folder", EDGES).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
     with pytest.raises(UserError, match="conditioning_embedding_out_channels"):
         controlnet_folder.load(tmp_path / "folder", replace(EDGES, hint_widths=(4, 8, 16)))
     (tmp_path / "folder" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
@@ -263,9 +279,9 @@ def test_it_is_prepared_for_its_base_saved_alone_and_put_together_again(tmp_path
     weights = {name: value + 1 for name, value in denoising(UNET).state_dict().items()}
     record = checkpoint.describe(other)
     checkpoint.save(other, "latent", UNET, weights, record["about"])
-    with pytest.raises(UserError, match="another model than BASE"):
+    with pytest.raises(UserError, match=r"CONTROLNET=.* another model than CKPT="):
         assemble(folder, stage, ENCODER, base=other)
-    with pytest.raises(UserError, match="holds a latent"):
+    with pytest.raises(UserError, match=r"CONTROLNET=.* holds a latent"):
         assemble(base, stage, ENCODER, base=base)
 
 
@@ -276,7 +292,7 @@ def test_what_it_cannot_be_prepared_for_is_refused(tmp_path):
         controlnet.prepare(config, Materials(SCENES, stage, text=ENCODER))
     with pytest.raises(UserError, match="FIRST_STAGE"):
         controlnet.prepare(config, Materials(SCENES, init=base, text=ENCODER))
-    with pytest.raises(UserError, match="holds a kl"):
+    with pytest.raises(UserError, match=r"INIT=.* holds a kl"):
         controlnet.prepare(config, Materials(SCENES, stage, init=stage, text=ENCODER))
     about = checkpoint.describe(base)["about"]
     checkpoint.save(tmp_path / "dit", "latent", DIT, denoising(DIT).state_dict(), about)

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.loading.hints import HINTS
 from tests.generators.latent.small_controls import EDGES, SEGMENTS, new, task
 from tests.generators.latent.small_latents import SCENES, UNET, denoising, first_stage
+from tests.support.in_slices import in_slices
 
 FIT = Fit(steps=6, batch_size=8, lr=1e-2, warmup_steps=0, log_every=1, checkpoint_every=3)
 
@@ -72,11 +73,21 @@ def test_gradients_are_of_the_controlnet_alone_and_the_base_stays():
     assert not base.training
 
 
+def test_a_base_in_slices_is_refused():
+    """Evaluations are of the first process alone, which would wait for the others' slices."""
+    found = task()
+    batch = found.batch(places(2))
+    with in_slices(found), pytest.raises(UserError, match=r"fsdp .* --parallel ddp"):
+        found.loss(batch, torch.Generator())
+
+
 def test_half_of_the_captions_are_dropped():
     for name, make in PRESETS.items():
         preset = make()
         assert preset.task["caption_drop"] == 0.5
         assert preset.config.hint == ("segments" if "segments" in name else "edges")
+    kept = task(caption_drop=0.5).batch(places(200))["kept"]
+    assert 0.4 < kept.float().mean() < 0.6
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -175,6 +175,47 @@ def test_ddim_is_the_first_order_solver_at_the_same_timesteps(tmp_path: Path) ->
     assert abs(theirs - wanted).max() <= 1e-4
 
 
+def test_flow_at_other_numbers_of_steps_is_near(tmp_path: Path) -> None:
+    """25 does not divide 999: levels of noise lie up to half a timestep apart."""
+    model = small(replace(small_latents.FLOW, sampler="dpm++", steps="25"))
+    diffusers_folder.save(model, first_stage(), tmp_path)
+    pipe = pipelines.read(tmp_path, text_encoder=None, tokenizer=None)
+    told = embeds(PROMPTS, ENCODER, pipe)
+    how = {"num_inference_steps": 25, "latents": start(model.config)}
+    theirs = pipelines.drawn(pipe, guidance_scale=2.0, **told, **how)
+    assert abs(theirs - ours(model, first_stage(), ENCODER, 2.0)).mean() < 0.01 < theirs.std()
+
+
+def test_a_published_transformer_gives_the_image_of_diffusers(tmp_path: Path) -> None:
+    """Of PixArt-alpha's layout: by the name that its class had, and with a variance that nobody uses."""
+    diffusers_folder.save(small(small_latents.DIT), first_stage(), tmp_path)
+    kind = diffusers_folder._dit_class()
+    settings = kind.load_config(tmp_path / "transformer")
+    torch.manual_seed(0)
+    peer = pipelines.stirred(kind.from_config(settings, out_channels=8))
+    peer.save_pretrained(tmp_path / "transformer")
+    former = {"_class_name": "Transformer2DModel", "num_vector_embeds": None}
+    _edit(**former, only_cross_attention=False)(tmp_path / "transformer" / "config.json")
+
+    found = diffusers_folder.load(tmp_path)
+    again = tmp_path / "again"
+    diffusers_folder.save(found.model, found.first_stage, again)
+    wanted = ours(found.model, found.first_stage, ENCODER, 2.0)
+    for folder in (tmp_path, again):
+        pipe = pipelines.read(folder, text_encoder=None, tokenizer=None)
+        how = {"num_inference_steps": 25, "latents": start(found.model.config)}
+        theirs = pipelines.drawn(pipe, guidance_scale=2.0, **embeds(PROMPTS, ENCODER, pipe), **how)
+        assert theirs.std() > 0.05
+        assert abs(theirs - wanted).max() <= 1e-4
+
+
+def test_a_process_of_few_timesteps_is_loaded(tmp_path: Path) -> None:
+    """Of fewer than a model takes by default to draw."""
+    model = small(replace(small_latents.FLOW, timesteps=20, steps="10"))
+    diffusers_folder.save(model, first_stage(), tmp_path)
+    assert diffusers_folder.load(tmp_path).model.config.process == model.config.process
+
+
 def test_another_save_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
     diffusers_folder.save(small(small_latents.UNET), first_stage(), tmp_path)
     diffusers_folder.save(small(small_latents.DIT), first_stage(), tmp_path)
@@ -261,10 +302,12 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
         ("unet/config.json", _edit(down_block_types=["Evil", "DownBlock2D"]), "unet"),
         ("unet/config.json", _edit(sample_size=[8, 8]), "unet cannot be read"),
         ("unet/config.json", _edit(_class_name="UNet2DModel"), "holds a UNet2DModel"),
+        ("unet/config.json", _edit(_class_name="Many\nlines"), "holds a Many lines"),
+        ("unet/config.json", _edit(act_fn="many\nlines"), "has act_fn many lines"),
         ("unet/config.json", _edit(quantization_config={"quant_method": "x"}), "unet"),
         ("vae/config.json", _edit(latent_channels=9), "vae"),
         ("vae/config.json", _edit(_class_name="AutoencoderTiny"), "holds a AutoencoderTiny"),
-        (SCHEDULER, _edit(_class_name="Evil"), "holds a Evil"),
+        (SCHEDULER, _edit(_class_name="Ev\nil"), "holds a Ev il"),
         (SCHEDULER, _edit(beta_end=0.02), "betas"),
         (SCHEDULER, _edit(beta_schedule="sigmoid"), "scheduler"),
         (SCHEDULER, _edit(trained_betas=[0.1] * 1000), "lists 1000"),
@@ -281,6 +324,47 @@ def test_damage_is_one_line(
     with pytest.raises(UserError, match=said) as error:
         diffusers_folder.load(copied)
     assert "\n" not in error.value.message
+
+
+def test_an_index_leads_to_no_pickles(copied: Path) -> None:
+    """diffusers reads whatever an index of safetensors names."""
+    from safetensors.torch import load_file
+
+    weights = load_file(copied / WEIGHTS)
+    torch.save(weights, copied / "unet" / "weights.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "weights.bin")}
+    (copied / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"weights.bin, which is no safetensors"):
+        diffusers_folder.load(copied)
+    index["weight_map"] = dict.fromkeys(weights, Path(WEIGHTS).name)
+    (copied / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    diffusers_folder.load(copied)
+
+
+def test_strange_networks_are_not_built(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sizes that are possible one by one, and take all memory together."""
+    from diffusers.models.unets import unet_2d_blocks
+
+    built = []
+
+    class Counted(unet_2d_blocks.Transformer2DModel):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            built.append(named["num_layers"])
+            super().__init__(*args, **named)
+
+    monkeypatch.setattr(unet_2d_blocks, "Transformer2DModel", Counted)
+    _edit(transformer_layers_per_block=9)(copied / "unet" / "config.json")
+    with pytest.raises(UserError, match="has transformer_layers_per_block 9, ours has 1 only"):
+        diffusers_folder.load(copied)
+    assert set(built) == {1}  # ours
+
+
+def test_tables_need_weights_beside_them(tmp_path: Path) -> None:
+    """A transformer's table of places is in no file, and as large as its configuration says."""
+    diffusers_folder.save(small(small_latents.DIT), first_stage(), tmp_path)
+    _edit(sample_size=1 << 12)(tmp_path / "transformer" / "config.json")
+    with pytest.raises(UserError, match="bytes of safetensors for 536,870,912 weights"):
+        diffusers_folder.load(tmp_path)
 
 
 def test_weights_that_are_missing_are_not_made_up(copied: Path) -> None:

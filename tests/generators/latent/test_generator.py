@@ -98,3 +98,8 @@ def test_a_decoder_stands_in_for_the_first_stage_s_own():
 
 def test_of_nothing_nothing_is_drawn():
     assert latent().images([], []).shape == (0, 16, 16, 3)
+
+
+def test_every_prompt_has_a_number():
+    with pytest.raises(ValueError, match="longer"):
+        latent(batch_size=2).images(PROMPTS[:2], NUMBERS)

@@ -169,15 +169,76 @@ def test_merged_weights_are_the_sum_of_all_scaled_updates(kind):
         torch.testing.assert_close(merged[key], wanted, rtol=1e-4, atol=1e-5)
 
 
+def by_peft(folder: Path, **settings) -> LatentDiffusion:
+    """The U-Net as peft adapts it, its adapter saved."""
+    theirs = base_of("unet")
+    given = {"r": 2, "lora_alpha": 4, "target_modules": list(ATTENTION), "init_lora_weights": False}
+    theirs.denoiser = peft.get_peft_model(theirs.denoiser, peft.LoraConfig(**given | settings))
+    theirs.denoiser.save_pretrained(folder)
+    return theirs.eval()
+
+
 def test_convolutions_are_adapted_as_peft_does(tmp_path):
-    base = base_of("unet")
-    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["conv1"], init_lora_weights=False)
-    wrapped = peft.get_peft_model(copy.deepcopy(base.denoiser), config)
-    wrapped.save_pretrained(tmp_path)
-    theirs = LatentDiffusion(base.config)
-    theirs.denoiser = wrapped
+    theirs, base = by_peft(tmp_path, target_modules=["conv1"]), base_of("unet")
     lora_adapter.apply(base, tmp_path)
-    torch.testing.assert_close(said(base), said(theirs.eval()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(said(base), said(theirs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"^attn1.to_q": 40, "to_k$": 1},  # the first means no layer: none has this whole name
+        {"attn1.to_v": 3, r"attn2\.to_v": 1, "to_v": 20},
+        {"^down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": 20, "o_q": 50},
+    ],
+)
+def test_patterns_mean_the_layers_that_they_mean_in_peft(patterns, tmp_path):
+    theirs, base = by_peft(tmp_path, alpha_pattern=patterns), base_of("unet")
+    lora_adapter.apply(base, tmp_path)
+    torch.testing.assert_close(said(base), said(theirs), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"use_rslora": True}, "use_rslora"),
+        ({"use_dora": True}, "use_dora"),
+        ({"lora_bias": True, "target_modules": ["to_out.0"]}, "lora_bias"),
+        ({"bias": "lora_only"}, "another layout"),
+        ({"modules_to_save": ["conv_out"]}, "another layout"),
+        ({"init_lora_weights": "pissa"}, "'pissa' had changed"),
+        ({"init_lora_weights": "olora"}, "'olora' had changed"),
+        ({"alpha_pattern": {"to_[qk]": 1}}, "no layer's name"),
+        ({"alpha_pattern": {".*attn2.*": 1}}, "no layer's name"),
+    ],
+)
+def test_what_is_more_than_low_rank_is_refused(settings, why, tmp_path):
+    """As peft saves it; taken for a plain update it would draw something else."""
+    by_peft(tmp_path, **settings)
+    with pytest.raises(UserError, match=why):
+        lora_adapter.read(tmp_path)
+
+
+def test_an_adapter_of_peft_is_not_read_without_its_alpha(tmp_path):
+    """Which stands beside its file alone."""
+    by_peft(tmp_path)
+    renamed = (tmp_path / lora_adapter.PEFT).rename(tmp_path / "mine.safetensors")
+    assert {update.alpha for update in lora_adapter.read(renamed).updates.values()} == {4}
+    (tmp_path / lora_adapter.PEFT_CONFIG).unlink()
+    with pytest.raises(UserError, match=lora_adapter.PEFT_CONFIG):
+        lora_adapter.read(renamed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_adapter_has_the_same_bytes(kind, tmp_path):
+    base = base_of(kind)
+    folders = [written(tmp_path / str(i), base) for i in range(12)]
+    found = [{file.name: file.read_bytes() for file in one.iterdir()} for one in folders]
+    assert all(files == found[0] for files in found)
+    (name,) = {lora_adapter.DIFFUSERS, lora_adapter.PEFT} & found[0].keys()
+    with safe_open(folders[0] / name, "pt") as file:
+        assert file.metadata()["format"] == "pt"
+    assert int.from_bytes(found[0][name][:8], "little") % 8 == 0  # as the library aligns it
 
 
 @pytest.mark.parametrize("other", [{"rank": 2}, {"alpha": 1.0}])
@@ -218,6 +279,12 @@ def damaged(folder: Path, how: str) -> Path:
             tensors[key] = tensors[key].long()
         case "empty":
             tensors = {}
+        case "twice":
+            tensors[key.removeprefix("unet.")] = tensors[key] + 1
+        case "patterns":
+            told["unet.alpha_pattern"] = ["to_q"]
+        case "large":
+            told["unet.lora_alpha"] = 10**400
         case "alpha":
             told["unet.lora_alpha"] = float("inf")
         case "alpha text":
@@ -254,7 +321,8 @@ def damaged(folder: Path, how: str) -> Path:
             "integers",
             "empty",
         ),
-        *("alpha", "alpha text", "dora", "header", "deep", "long", "cut", "pickle"),
+        *("twice", "patterns", "large", "alpha", "alpha text", "dora", "header", "deep", "long"),
+        *("cut", "pickle"),
     ],
 )
 def test_what_is_no_adapter_is_refused_in_one_line(how, tmp_path):

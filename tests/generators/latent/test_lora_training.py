@@ -29,6 +29,7 @@ from tests.generators.latent.small_loras import (
 from tests.generators.latent.small_loras import (
     lora as new,
 )
+from tests.generators.unclip.linear_towers import LinearTowers
 
 PRIOR = tuple(SCENES.texts(5))
 RUN = Fit(
@@ -146,6 +147,23 @@ def test_a_prior_goes_with_the_shorter_captions_of_a_cache():
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
+def test_captions_are_read_in_full_precision_whatever_trains():
+    class Watched(LinearTowers):
+        def encode_text(self, ids):
+            assert not torch.is_autocast_enabled("cpu")
+            calls.append(len(ids))
+            return super().encode_text(ids)
+
+    calls: list[int] = []
+    one = Task(
+        learned(base_of("dit")), SCENES, first_stage=first_stage(), encoder=Watched(), prior=PRIOR
+    )
+    batch = one.batch(one.places(0, seed=0, batch_size=4))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = one.loss(batch, torch.Generator())
+    assert loss.isfinite() and 5 in calls  # the prior's
+
+
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_prior_weight_that_is_none_is_refused(weight):
     with pytest.raises(UserError, match="prior_weight"):
@@ -153,7 +171,11 @@ def test_a_prior_weight_that_is_none_is_refused(weight):
 
 
 @pytest.mark.parametrize(
-    "own", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": ()}, {"alpha": float("nan")}]
+    "own",
+    [
+        *({"rank": 0}, {"dropout": 1.0}, {"targets": ()}),
+        *({"alpha": alpha} for alpha in (0.0, float("nan"), float("inf"))),
+    ],
 )
 def test_what_is_no_lora_is_refused(own):
     with pytest.raises(UserError, match="make no LoRA"):

@@ -14,6 +14,7 @@ from generators.latent.model import LatentDiffusion
 from generators.latent.training import CHECKED, Task
 from generators.pixels import to_model
 from jobs.fit import Fit, fit
+from jobs.sharding import require_shardable
 from pipeline.errors import UserError
 from pipeline.loading.examples import Examples
 from pipeline.places import Place
@@ -175,6 +176,16 @@ def test_all_parameters_are_trained_by_one_call_and_blocks_are_apart(config):
         for p in group["params"]
     ]
     assert len(grouped) == len(set(grouped)) == len(list(found.model.parameters()))
+
+
+@pytest.mark.parametrize("config", [DIT, UNET])
+def test_fsdp_cuts_it_but_not_with_muon(config):
+    settings = Fit(parallel="fsdp", precision="bf16")
+    found = task(config)
+    require_shardable(found.model, found.parameter_groups(), settings)
+    with pytest.raises(UserError, match="does not go with Muon"):
+        groups = task(config, optimizer="muon").parameter_groups()
+        require_shardable(found.model, groups, settings)
 
 
 def test_nothing_frozen_is_trained():

@@ -173,7 +173,8 @@ def test_any_image_has_a_hint_of_its_size_the_same_each_time(name, image):
 
 @pytest.mark.parametrize("name", HINTS)
 def test_what_is_no_image_is_our_own_mistake(name):
-    for bad in (np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), np.zeros(5, np.uint8)):
+    shapes = (0, 4, 3), (5,), (4, 4, 1), (4, 4, 2), (4, 4, 4), (2, 4, 4, 3)
+    for bad in (np.zeros((4, 4, 3)), *(np.zeros(shape, np.uint8) for shape in shapes)):
         with pytest.raises(ValueError, match="uint8"):
             HINTS[name](bad)
 

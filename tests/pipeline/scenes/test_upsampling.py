@@ -96,6 +96,8 @@ def test_one_kind_is_the_largest_where_sizes_are_open():
         ("an elephant on grass", "A16", "no_thing"),
         ("a red circle and an elephant", "B", "unknown_word"),
         ("a red circle, caf\u00e9 style", "A16", "unknown_word"),
+        ("5 circles", "C", "unknown_word"),
+        ("a circle left of a square left of a star", "B", "unread_relation"),
         ("a red blue circle", "A16", "contradiction"),
         ("a red circle on grass with snow behind", "A16", "contradiction"),
         ("a circle and a star", "A16", "too_many"),
