@@ -11,6 +11,7 @@ from jobs.job import say
 if TYPE_CHECKING:
     from torch import nn
 
+README, SIGNATURE = "README.md", "Written by Recaption's export."
 UNFINISHED = (
     ".unfinished"  # in a folder whose export was interrupted: the next one may take its place
 )
@@ -71,13 +72,11 @@ class _Text:
 
 def run(config: Export) -> None:
     """Writes the folder. Raises UserError."""
-    from generators.unclip.diffusers_folder import INDEX
     from pipeline.errors import UserError
 
     out = Path(config.out)
     is_empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    is_export = any((out / name).is_file() for name in (INDEX, UNFINISHED))
-    if not is_empty and not is_export:
+    if not is_empty and not _is_export(out):
         raise UserError(f"OUT={out} holds something else", "give a new folder")
     if config.model:
         from jobs.export_latent import prepared
@@ -87,9 +86,19 @@ def run(config: Export) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / UNFINISHED).touch()
     save(out)
-    (out / "README.md").write_text(readme)
+    (out / README).write_text(f"{readme}\n{SIGNATURE}\n")
     (out / UNFINISHED).unlink()
     say(f"saved in {out}; README.md there says how diffusers runs it\n\n{how}")
+
+
+def _is_export(out: Path) -> bool:
+    """Whether an export wrote this folder, or began to: nobody else's pipeline is ever overwritten."""
+    if (out / UNFINISHED).is_file():
+        return True
+    try:
+        return (out / README).read_text(errors="replace").rstrip().endswith(SIGNATURE)
+    except OSError:
+        return False
 
 
 def _unclip(config: Export) -> "tuple[Callable[[Path], None], str, str]":

@@ -72,7 +72,8 @@ def read(batch: Batch, encoder: TextEncoder) -> Text:
 def encoded(texts: Sequence[str], encoder: TextEncoder, device: torch.device) -> Text:
     """Captions as the model takes them."""
     ids = encoder.tokenize(list(texts)).to(device)
-    return Text(*encoder.to(device).encode_text(ids)[:2])
+    with torch.autocast(device.type, enabled=False):
+        return Text(*encoder.to(device).encode_text(ids)[:2])
 
 
 def empty(encoder: TextEncoder, device: torch.device) -> Text:

@@ -16,6 +16,7 @@ from generators import checkpoint
 from generators.unclip import diffusers_folder
 from generators.unclip.pipeline_text import text_parts
 from jobs.__main__ import main
+from jobs.export import SIGNATURE
 from tests.generators.unclip import karlo
 from tests.generators.unclip.test_diffusers_folder import DECODER, PRIOR, UPSAMPLER, stack
 
@@ -83,7 +84,7 @@ def test_a_captioners_towers_run_beside_the_folder(
     given = trained(tmp_path, "bundled")
     out = tmp_path / "folder"
     (out / "text_encoder").mkdir(parents=True)  # of an export before
-    (out / "model_index.json").write_text("{}")
+    (out / "README.md").write_text(f"{SIGNATURE}\n")
     assert export(out, given) == 0
     assert not (out / "text_encoder").exists()
     said = capsys.readouterr()
@@ -129,6 +130,12 @@ def test_one_model_of_other_towers_is_refused(
 def test_a_folder_of_something_else_is_left_alone(given: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert export(tmp_path, given) == 2
+    downloaded = tmp_path / "downloaded"
+    downloaded.mkdir()
+    (downloaded / "model_index.json").write_text("{}")
+    (downloaded / "README.md").write_text("A pipeline of somebody else.\n")
+    assert export(downloaded, given) == 2
+    shutil.rmtree(downloaded)
     assert export(tmp_path / "mine.txt", given) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -151,7 +158,7 @@ def test_an_export_that_was_interrupted_is_made_again(
 
 
 def test_another_export_takes_the_place_of_one(given: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "README.md").write_text(f"{SIGNATURE}\n")
     (tmp_path / "prior").mkdir()
     (tmp_path / "prior" / "model-00001-of-00002.safetensors").write_bytes(b"old")
     assert export(tmp_path, given) == 0

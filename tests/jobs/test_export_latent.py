@@ -13,6 +13,7 @@ from generators.latent import diffusers_folder
 from generators.latent.assemble import assemble
 from generators.latent.pipeline_text import embeds
 from jobs.__main__ import main
+from jobs.export import SIGNATURE
 from tests.generators.latent import pipelines, small_latents
 from tests.generators.latent.test_diffusers_folder import (
     PROMPTS,
@@ -101,7 +102,7 @@ def test_a_captioners_words_are_handed_in(
     given = trained(tmp_path, kind, "bundled", folders["kl"])
     out = tmp_path / "out"
     (out / "text_encoder").mkdir(parents=True)  # of an export before
-    (out / "model_index.json").write_text("{}")
+    (out / "README.md").write_text(f"{SIGNATURE}\n")
     assert export(out, given) == 0
     assert not (out / "text_encoder").exists() and not (out / ".unfinished").exists()
     said = capsys.readouterr()
