@@ -11,7 +11,7 @@ from jobs.job import require, say
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from jobs.experiment_folders import Folders, Pretraining, Training
+    from jobs.experiment_folders import Folders, Training
     from jobs.experiment_presets import ExperimentPreset
 
 TABLE_FILE, SAMPLES_FILE, SUMMARY = "table.parquet", "samples.parquet", "summary.txt"
@@ -52,18 +52,17 @@ def conduct(preset: "ExperimentPreset", config: Experiment) -> None:
     from dataclasses import replace
 
     from jobs.experiment_folders import Folders
-    from jobs.experiment_steps import pretrainings, steps, train_all, trainings
+    from jobs.experiment_steps import steps, train_all, trainings
     from jobs.experiment_training import is_done
     from pipeline import storage
 
     folders = Folders(storage.absolute(config.out), preset.noises[0])
-    every = steps(preset, folders)
-    planned = [*pretrainings(config.seeds), *trainings(preset, config.seeds)]
+    every, planned = steps(preset, folders), trainings(preset, config.seeds)
     missing = [step for step in every if not step.is_done(folders)]
     left = [training for training in planned if not is_done(folders, training)]
     say(
         f"experiment in {folders.out}: {len(every) - len(missing)} of {len(every)} steps and"
-        f" {len(planned) - len(left)} of {len(planned)} trainings are done"
+        f" {len(planned) - len(left)} of {len(planned)} generators are done"
     )
     _settle(preset, folders, dry_run=config.dry_run)
     if config.dry_run:
@@ -77,7 +76,7 @@ def conduct(preset: "ExperimentPreset", config: Experiment) -> None:
                 say(f"step {number + 1} of {len(every)}: {step.name}")
                 step.run(folders)
         if left:
-            say(f"{len(left)} trainings to do; their logs are in {folders.out}/generators")
+            say(f"{len(left)} generators to train; their logs are in {folders.out}/generators")
             how = replace(preset, side_by_side=config.side_by_side or preset.side_by_side)
             train_all(how, folders, left, len(planned))
         _tell(preset, folders, config.seeds)
@@ -106,7 +105,7 @@ def _settle(preset: "ExperimentPreset", folders: "Folders", *, dry_run: bool) ->
 def _tell(preset: "ExperimentPreset", folders: "Folders", seeds: int) -> None:
     """Writes and prints the result."""
     from jobs.experiment_plot import plot
-    from jobs.experiment_steps import STEPS, pretrainings, trainings
+    from jobs.experiment_steps import STEPS, trainings
     from jobs.experiment_table import Results, lines
     from pipeline import catalog, storage
 
@@ -121,7 +120,7 @@ def _tell(preset: "ExperimentPreset", folders: "Folders", seeds: int) -> None:
         "prompts: " + ", ".join(f"{name} {count}" for name, count in prompts["result"].items()),
         "",
         *lines(results, preset.noises),
-        _took(folders, pretrainings(seeds), trainings(preset, seeds)),
+        _took(folders, trainings(preset, seeds)),
     ]
     _write(samples, folders.result(SAMPLES_FILE))
     _write(results.table(), folders.result(TABLE_FILE))
@@ -159,9 +158,7 @@ def _order(preset: "ExperimentPreset") -> "Callable[[Training], tuple]":
     )
 
 
-def _took(
-    folders: "Folders", pretrained: "Iterable[Pretraining]", trained: "Iterable[Training]"
-) -> str:
+def _took(folders: "Folders", trained: "Iterable[Training]") -> str:
     """CPU time of everything that is done, as far as the processes that finished it were at work."""
     from jobs.experiment_steps import STEPS
     from jobs.experiment_training import DONE
@@ -169,12 +166,12 @@ def _took(
 
     urls = storage.list_files(storage.join(folders.out, STEPS), ".json")
     before = sum(json.loads(storage.read_bytes(url))["cpu_seconds"] for url in urls)
-    minutes = {"data and captioner": before, "images alone": 0.0, "training": 0.0, "measuring": 0.0}
-    for of, works in {"images alone": pretrained, "training": trained}.items():
-        for work in works:
-            record = json.loads(storage.read_bytes(f"{folders.generator(work)}/{DONE}"))
-            minutes[of] += record["cpu_seconds"]["training"]
-            minutes["measuring"] += record["cpu_seconds"].get("measuring", 0.0)
+    parts = {"training": 0.0, "measuring": 0.0}
+    for training in trained:
+        record = storage.read_bytes(storage.join(folders.generator(training), DONE))
+        for name, seconds in json.loads(record)["cpu_seconds"].items():
+            parts[name] += seconds
+    minutes = {"data and captioner": before, **parts}
     return "CPU minutes: " + ", ".join(f"{name} {s / 60:.1f}" for name, s in minutes.items())
 
 

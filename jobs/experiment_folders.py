@@ -28,21 +28,6 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """What all generators of a seed start as: it has seen every image, and read no caption."""
-
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"images/seed-{self.seed}"
-
-    @property
-    def title(self) -> str:
-        return f"images alone, seed {self.seed}"
-
-
-@dataclass(frozen=True)
 class Folders:
     """The layout below OUT, which is itself the data folder of the first noise."""
 
@@ -81,7 +66,7 @@ class Folders:
     def cache(self, noise: float, blend: str) -> str:
         return storage.join(self.data(noise), "cache", f"{mix_name(blend)}-{TOKENS}")
 
-    def generator(self, training: Training | Pretraining) -> str:
+    def generator(self, training: Training) -> str:
         return storage.join(self.out, "generators", training.name)
 
     def result(self, name: str) -> str:

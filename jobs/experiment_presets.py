@@ -38,10 +38,7 @@ class ExperimentPreset:
     first_stage_steps: int
     generator: str
     """A PRESET of dalle."""
-    image_steps: int
-    """Of the training on images alone that all generators of a seed start from."""
     steps: int
-    """Of each blend's training from there."""
     batch_size: int
     lr: float
     prompts: int
@@ -74,11 +71,10 @@ def cpu() -> ExperimentPreset:
         captioner_patch=4,
         first_stage="vqvae:toy-fine",
         first_stage_steps=1600,
-        generator="toy",
-        image_steps=3300,
-        steps=600,
+        generator="toy-quick",
+        steps=2000,
         batch_size=32,
-        lr=3e-3,
+        lr=1e-2,
         prompts=128,
     )
 
@@ -96,8 +92,7 @@ def gpu() -> ExperimentPreset:
         first_stage="vqvae:toy-64",
         first_stage_steps=1500,
         generator="toy-64",
-        image_steps=1000,
-        steps=600,
+        steps=1000,
         batch_size=128,
         lr=3e-3,
         prompts=200,

@@ -3,14 +3,14 @@
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
 from jobs import experiment_training
 from jobs.experiment_data import Data
-from jobs.experiment_folders import Folders, Pretraining, Training
+from jobs.experiment_folders import Folders, Training
 from jobs.experiment_presets import BEST, TRUTH, ExperimentPreset
 from jobs.job import Stopped, say
 
@@ -106,19 +106,10 @@ def trainings(preset: ExperimentPreset, seeds: int) -> list[Training]:
     ]
 
 
-def pretrainings(seeds: int) -> list[Pretraining]:
-    """What the generators start as."""
-    return [Pretraining(seed) for seed in range(seeds)]
-
-
 def train_all(
-    preset: ExperimentPreset,
-    folders: Folders,
-    left: Sequence[Training | Pretraining],
-    total: int,
+    preset: ExperimentPreset, folders: Folders, left: Sequence[Training], total: int
 ) -> None:
-    """Trains and measures what is left, some at once, each when what it starts as is trained. Stopped
-    where one fails, with its log's place.
+    """Trains and measures what is left, some at once. Stopped where one fails, with its log's place.
 
     Processes are forked from one that has imported what they need; each is alone with its training,
     which goes on where it was when it is started again.
@@ -129,9 +120,8 @@ def train_all(
     start, finished = time.monotonic(), 0
     try:
         while waiting or running:
-            while len(running) < preset.side_by_side and (ready := _ready(waiting, running)):
-                training = ready[0]
-                waiting.remove(training)
+            while waiting and len(running) < preset.side_by_side:
+                training = waiting.pop(0)
                 process = context.Process(
                     target=experiment_training.in_process, args=(preset, folders, training)
                 )
@@ -158,16 +148,3 @@ def train_all(
             process.join(_PATIENCE)
             if process.is_alive():
                 process.kill()
-
-
-def _ready(
-    waiting: Sequence[Training | Pretraining],
-    running: Mapping[int, tuple[Any, Training | Pretraining]],
-) -> list[Training | Pretraining]:
-    """What waits for nothing that is still to be trained."""
-    unfinished = {*waiting, *(training for _, training in running.values())}
-    return [
-        training
-        for training in waiting
-        if isinstance(training, Pretraining) or Pretraining(training.seed) not in unfinished
-    ]

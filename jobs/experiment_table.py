@@ -9,9 +9,7 @@ import pyarrow as pa
 
 from jobs.experiment_presets import BEST, PURE, TRUTH
 from jobs.experiment_prompts import KINDS
-from pipeline.schemas import EXPERIMENT, EXPERIMENT_SAMPLES
-
-SAMPLE_ROWS, TABLE = EXPERIMENT_SAMPLES, EXPERIMENT
+from pipeline.schemas import EXPERIMENT
 
 Cell = tuple[float, str, str]
 """Noise, blend, kind of prompt."""
@@ -45,7 +43,7 @@ class Results:
 
     @classmethod
     def of(cls, samples: pa.Table) -> "Results":
-        """From SAMPLE_ROWS of all generators."""
+        """From EXPERIMENT_SAMPLES of all generators."""
         sums: dict[Cell, dict[int, list[dict]]] = defaultdict(lambda: defaultdict(list))
         for row in samples.to_pylist():
             sums[row["noise"], row["blend"], row["kind"]][row["seed"]].append(row)
@@ -57,7 +55,7 @@ class Results:
         )
 
     def table(self) -> pa.Table:
-        """TABLE, in the order of the cells as they came."""
+        """EXPERIMENT, in the order of the cells as they came."""
         rows = []
         for (noise, blend, kind), seeds in self.by_seed.items():
             values = [shares["attributes"] for shares in seeds.values()]
@@ -76,7 +74,7 @@ class Results:
                     "of_told": statistics.fmean(s["of_told"] for s in seeds.values()),
                 }
             )
-        return pa.Table.from_pylist(rows, TABLE)
+        return pa.Table.from_pylist(rows, EXPERIMENT)
 
     def claims(self, noise: float, first_noise: float) -> Iterator[Claim]:
         """What the paper says, and by how many points; of what was trained.

@@ -1,4 +1,4 @@
-"""One training of the experiment, in a process of its own: on images alone, or on a blend and then measured."""
+"""One generator of the experiment: trained on a blend, and asked for every prompt. Runs in a process of its own."""
 
 import json
 import os
@@ -7,11 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING, Any
 
-from jobs.experiment_folders import Folders, Pretraining, Training
+from jobs.experiment_folders import Folders, Training
 from jobs.experiment_presets import BEST, BLENDS, TRUTH, ExperimentPreset
 
 if TYPE_CHECKING:
@@ -20,23 +20,45 @@ if TYPE_CHECKING:
     import numpy as np
 
     from jobs.experiment_prompts import Prompt
-    from jobs.experiment_sources import Shared
-    from pipeline.loading.loader import Loader
+    from pipeline.loading.examples import Examples, ExampleSource
+    from pipeline.places import Place
 
 SAMPLES, DONE, LOG = "samples.parquet", "done.json", "log.txt"
 DRAWN_AT_ONCE = 256
 
 
-def is_done(folders: Folders, training: Training | Pretraining) -> bool:
-    """Whether it is trained, and measured."""
+@dataclass(frozen=True)
+class Shared:
+    """Examples of a blend, with the words of another source: what all generators read alike.
+
+    Ground truth alone would never teach the tokenizer the captioner's words, and the experiment is
+    about captions, not about words.
+    """
+
+    source: "ExampleSource"
+    words: "ExampleSource"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def places(self, step: int, *, seed: int, batch_size: int) -> "Sequence[Place]":
+        return self.source.places(step, seed=seed, batch_size=batch_size)
+
+    def batch(self, places: "Sequence[Place]") -> "Examples":
+        return self.source.batch(places)
+
+    def texts(self, num: int) -> Sequence[str]:
+        return self.words.texts(num)
+
+
+def is_done(folders: Folders, training: Training) -> bool:
+    """Whether the generator is trained and measured."""
     from pipeline import storage
 
     return storage.exists(storage.join(folders.generator(training), DONE))
 
 
-def in_process(
-    preset: ExperimentPreset, folders: Folders, training: Training | Pretraining
-) -> None:
+def in_process(preset: ExperimentPreset, folders: Folders, training: Training) -> None:
     """What a process does: everything that it prints goes to a log in the generator's folder.
 
     Ctrl-C is the parent's affair, which asks politely; a parent that was killed cannot, so the process
@@ -54,7 +76,7 @@ def in_process(
     sys.exit(_exit_code(preset, folders, training))
 
 
-def _exit_code(preset: ExperimentPreset, folders: Folders, training: Training | Pretraining) -> int:
+def _exit_code(preset: ExperimentPreset, folders: Folders, training: Training) -> int:
     from jobs.job import Stopped, complain
     from pipeline.errors import UserError
 
@@ -69,117 +91,73 @@ def _exit_code(preset: ExperimentPreset, folders: Folders, training: Training | 
     return 0
 
 
-def run(preset: ExperimentPreset, folders: Folders, training: Training | Pretraining) -> None:
-    """Trains what is not trained yet; a generator draws and is measured; leaves a marker last."""
+def run(preset: ExperimentPreset, folders: Folders, training: Training) -> None:
+    """Trains what is not trained yet, draws, measures, and leaves a marker last."""
     from pathlib import Path
 
     import torch
 
+    from generators import checkpoint
+    from jobs.experiment_prompts import read
     from pipeline import storage
 
     torch.set_num_threads(1)
     start, before = time.monotonic(), time.process_time()
     folder = Path(folders.generator(training))
-    if isinstance(training, Pretraining):
-        read = _pretrain(preset, folders, training, folder)
-    else:
-        read = _train(preset, folders, training, folder)
-    seconds = {"training": time.process_time() - before}
-    if isinstance(training, Training):
-        _measure(preset, folders, training, folder)
-        seconds["measuring"] = time.process_time() - before - seconds["training"]
+    read_captions = _train(preset, folders, training, folder)
+    trained = time.process_time()
+    model = checkpoint.load(folder, preset.device)
+    model = replace(model, batch_size=DRAWN_AT_ONCE)
+    rows = measure(model, read(folders), preset, training)
+    _write(rows, str(folder / SAMPLES))
     record = {
-        "captions": read,
-        "cpu_seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "captions": read_captions,
+        "cpu_seconds": {
+            "training": round(trained - before, 1),
+            "measuring": round(time.process_time() - trained, 1),
+        },
         "seconds": round(time.monotonic() - start, 1),
     }
     storage.write_bytes(str(folder / DONE), json.dumps(record, indent=1).encode())
-
-
-def _pretrain(
-    preset: ExperimentPreset, folders: Folders, training: Pretraining, folder: "Path"
-) -> dict[str, int]:
-    """How scenes look is most of what there is to learn, and no caption decides it: so it is learned once
-    for all generators of a seed. Betker et al. trained each from nothing.
-    """
-    from jobs.experiment_sources import Untold
-
-    noise = preset.noises[0]
-    with _loader(preset, folders, noise, BEST) as source:
-        _fit(preset, Untold(source, source), folder, folders, training.seed, preset.image_steps)
-    return {}
 
 
 def _train(
     preset: ExperimentPreset, folders: Folders, training: Training, folder: "Path"
 ) -> dict[str, int]:
     """Captions by source, as far as this process read them."""
-    from jobs.experiment_sources import Shared
+    from jobs import generator_fit
     from pipeline.loading.loader import Loader
     from pipeline.scenes.world import LEVELS
 
-    words = Loader(folders.mix(preset.noises[0], BEST), size=LEVELS[preset.level].pixels)
-    with _loader(preset, folders, training.noise, training.blend) as source, words:
-        start = folders.generator(Pretraining(training.seed))
-        shared = Shared(source, words)
-        _fit(preset, shared, folder, folders, training.seed, preset.steps, start)
-        return dict(source.counts["captions"])
-
-
-def _loader(preset: ExperimentPreset, folders: Folders, noise: float, blend: str) -> "Loader":
-    from pipeline.loading.loader import Loader
-    from pipeline.scenes.world import LEVELS
-
-    return Loader(
-        folders.mix(noise, blend),
+    noise, is_truth = training.noise, training.blend == TRUTH
+    source = Loader(
+        folders.mix(noise, training.blend),
         size=LEVELS[preset.level].pixels,
-        captions="stored" if blend == TRUTH else BLENDS[blend],
-        cache=folders.cache(noise, blend),
+        captions="stored" if is_truth else BLENDS[training.blend],
+        cache=folders.cache(noise, training.blend),
         threads=1,
     )
-
-
-def _fit(
-    preset: ExperimentPreset,
-    source: "Shared",
-    folder: "Path",
-    folders: Folders,
-    seed: int,
-    steps: int,
-    start: str = "",
-) -> None:
-    from jobs import generator_fit
-
-    job = generator_fit.Job(
-        "dalle",
-        preset.generator,
-        source,
-        folder,
-        first_stage=folders.first_stage,
-        init=start,
-        about=source.source.about,
-    )
-    settings = generator_fit.settings_of(
-        job,
-        steps=steps,
-        batch_size=preset.batch_size,
-        lr=preset.lr,
-        seed=seed,
-        device=preset.device,
-        evaluate_every=0,
-    )
-    generator_fit.train(job, settings)
-
-
-def _measure(
-    preset: ExperimentPreset, folders: Folders, training: Training, folder: "Path"
-) -> None:
-    """Draws every prompt, and writes a row of each."""
-    from generators import checkpoint
-    from jobs.experiment_prompts import read
-
-    model = replace(checkpoint.load(folder, preset.device), batch_size=DRAWN_AT_ONCE)
-    _write(measure(model, read(folders), preset, training), str(folder / SAMPLES))
+    words = Loader(folders.mix(preset.noises[0], BEST), size=LEVELS[preset.level].pixels)
+    with source, words:
+        job = generator_fit.Job(
+            "dalle",
+            preset.generator,
+            Shared(source, words),
+            folder,
+            first_stage=folders.first_stage,
+            about=source.about,
+        )
+        settings = generator_fit.settings_of(
+            job,
+            steps=preset.steps,
+            batch_size=preset.batch_size,
+            lr=preset.lr,
+            seed=training.seed,
+            device=preset.device,
+            evaluate_every=0,
+        )
+        generator_fit.train(job, settings)
+        return dict(source.counts["captions"])
 
 
 def measure(
@@ -219,11 +197,11 @@ def _drawn(
 def _write(rows: list[dict], path: str) -> None:
     import pyarrow as pa
 
-    from jobs.experiment_table import SAMPLE_ROWS
     from pipeline import commit, storage
+    from pipeline.schemas import EXPERIMENT_SAMPLES
 
     with storage.write_atomic(path) as part:
-        commit.write_parquet(pa.Table.from_pylist(rows, SAMPLE_ROWS), part)
+        commit.write_parquet(pa.Table.from_pylist(rows, EXPERIMENT_SAMPLES), part)
 
 
 def _end_with_parent() -> None:

@@ -9,24 +9,22 @@ import xml.etree.ElementTree as ET
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.__main__ import main
 from jobs.experiment import Experiment, conduct
-from jobs.experiment_folders import Folders, Pretraining, Training, mix_name
+from jobs.experiment_folders import Folders, Training, mix_name
 from jobs.experiment_plot import plot
 from jobs.experiment_presets import BEST, BLENDS, PRESETS, PURE, TRUTH, cpu
 from jobs.experiment_prompts import KINDS
-from jobs.experiment_sources import Shared, Untold
-from jobs.experiment_steps import _ready, steps, trainings
-from jobs.experiment_table import SAMPLE_ROWS, TABLE, Results, lines
+from jobs.experiment_steps import steps, trainings
+from jobs.experiment_table import Results, lines
 from jobs.job import Stopped
 from pipeline import blend
 from pipeline.errors import UserError
-from pipeline.scenes.rendered import RenderedScenes
+from pipeline.schemas import EXPERIMENT, EXPERIMENT_SAMPLES
 
 TINY = replace(
     cpu(),
@@ -36,7 +34,6 @@ TINY = replace(
     style_steps=60,
     captioner_width=32,
     first_stage_steps=2,
-    image_steps=3,
     steps=4,
     batch_size=8,
     prompts=32,
@@ -66,7 +63,7 @@ def sample(blend: str, kind: str, seed: int, right: int, noise: float = 1.0, **m
 
 
 def results(rows: list[dict]) -> Results:
-    return Results.of(pa.Table.from_pylist(rows, SAMPLE_ROWS))
+    return Results.of(pa.Table.from_pylist(rows, EXPERIMENT_SAMPLES))
 
 
 def test_blends_are_what_mix_reads():
@@ -105,28 +102,6 @@ def test_every_blend_has_every_seed_and_key_blends_other_noises():
         assert {t.blend for t in planned if t.noise == noise} == {TRUTH, BEST}
 
 
-def test_a_blend_waits_for_what_its_seed_starts_as():
-    first, other = Pretraining(0), Pretraining(1)
-    blends = [Training(1.0, BEST, 0), Training(1.0, BEST, 1)]
-    assert _ready([first, other, *blends], {}) == [first, other]
-    assert _ready(blends, {3: (None, first), 4: (None, other)}) == []
-    assert _ready([other, *blends], {}) == [other, blends[0]]
-    assert _ready(blends, {4: (None, other)}) == blends[:1]
-
-
-def test_images_alone_come_without_a_word():
-    scenes = RenderedScenes("A16", "train", 0)
-    told, untold = Shared(scenes, scenes), Untold(scenes, scenes)
-    places = told.places(3, seed=1, batch_size=4)
-    assert places == untold.places(3, seed=1, batch_size=4)
-    assert np.array_equal(told.batch(places).images, untold.batch(places).images)
-    assert (told.batch(places).texts, untold.batch(places).texts) == (
-        scenes.batch(places).texts,
-        [""] * 4,
-    )
-    assert untold.texts(5) == scenes.texts(5)  # the same words
-
-
 def test_ground_truth_has_a_mix_of_its_own(tmp_path):
     folders = Folders(str(tmp_path), 1.0)
     assert mix_name(TRUTH) not in {mix_name(name) for name in BLENDS if name != TRUTH}
@@ -144,7 +119,7 @@ def test_the_table_counts_attributes_not_images():
         sample(BEST, "descriptive", 1, 0, stated=0, wrong="", told_stated=0, told_right=0),
     ]
     table = results(rows).table()
-    assert table.schema == TABLE
+    assert table.schema == EXPERIMENT
     (row,) = table.to_pylist()
     assert (row["least"], row["most"]) == (50.0, 80.0)  # 2 of 4, 4 of 5
     assert row["attributes"] == pytest.approx(65)
@@ -288,12 +263,12 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_been(tmp_path, capsy
     again = start(out, script)
     told = again.communicate(timeout=600)[0]
     assert again.returncode == 0
-    assert "of 6 trainings are done" in told
+    assert "of 4 generators are done" in told
     assert outcome(out) == whole
 
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     conduct(TINY, Experiment(out=str(out), seeds=2))
-    assert "6 of 6 trainings are done" in capsys.readouterr().out
+    assert "4 of 4 generators are done" in capsys.readouterr().out
     assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
 
 
