@@ -52,8 +52,8 @@ def teacher_openai() -> Preset:
 
 
 def student_toy() -> Preset:
-    fit = TOY_FIT | {"steps": 300, "lr": 1e-3, "warmup_steps": 20}
-    return Preset(Config(**TOY), fit, {"optimizer": "muon"})
+    fit = TOY_FIT | {"steps": 1600, "lr": 1e-3, "warmup_steps": 20}
+    return Preset(Config(**TOY), fit, {"optimizer": "muon", "solver": "ddim"})
 
 
 def student_openai() -> Preset:
