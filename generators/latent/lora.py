@@ -114,15 +114,16 @@ def toy() -> Preset:
     """Of level A's models, beside what these draw of some of its captions."""
     prior = RenderedScenes("A16", "train").texts(PRIOR)
     fit = {
-        "steps": 300,
-        "batch_size": 32,
-        "lr": 2e-3,
-        "warmup_steps": 20,
+        "steps": 1_300,
+        "batch_size": 24,
+        "lr": 3e-3,
+        "warmup_steps": 50,
+        "betas": (0.9, 0.99),
         "weight_decay": 0.01,
         "ema": 0.0,
         "precision": "fp32",
     }
-    return _preset(presets.toy(), fit, prior, rank=8, alpha=8.0)
+    return _preset(presets.toy(), fit, prior, rank=16, alpha=16.0)
 
 
 def sd() -> Preset:
