@@ -52,7 +52,7 @@ def teacher_openai() -> Preset:
 
 
 def student_toy() -> Preset:
-    fit = TOY_FIT | {"steps": 1600, "lr": 1e-3, "warmup_steps": 20}
+    fit = TOY_FIT | {"steps": 900, "lr": 4e-4, "warmup_steps": 20}
     return Preset(Config(**TOY), fit, {"optimizer": "muon", "solver": "ddim"})
 
 
