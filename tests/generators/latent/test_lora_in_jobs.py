@@ -64,7 +64,7 @@ def test_its_folder_holds_the_adapter_alone_and_the_base_takes_it(folders):
     assert torch.equal(said(again), after)
     read = lora.read(out)
     assert read.base == adapter.base == describe_first_stage(base)["weights"]
-    assert {update.alpha for update in read.updates.values()} == {8.0}
+    assert {update.alpha for update in read.updates.values()} == {16.0}
     assembled = lora.assemble(out, stage, ENCODER, base=base)
     figures = measure(assembled, RenderedScenes("A16", "test", -1))
     assert figures.keys() >= lora.GATE.bars.keys()

@@ -265,4 +265,4 @@ def test_it_is_built_on_the_architecture_of_its_base_alone(tmp_path):
         lora.prepare(lora.toy().config, Materials(SCENES, init=str(tmp_path / "kl")))
     materials = Materials(SCENES, str(tmp_path / "kl"), init=folder, text=ENCODER)
     config = lora.prepare(lora.toy().config, materials).config
-    assert config == config_of(KINDS["unet"], rank=8, alpha=8.0)
+    assert config == config_of(KINDS["unet"], rank=16, alpha=16.0)
