@@ -53,7 +53,7 @@ def teacher_openai() -> Preset:
 
 def student_toy() -> Preset:
     fit = TOY_FIT | {"steps": 900, "lr": 4e-4, "warmup_steps": 20}
-    return Preset(Config(**TOY), fit, {"optimizer": "muon", "solver": "ddim"})
+    return Preset(Config(**TOY), fit, {"optimizer": "muon", "solver": "ddim", "distance": "l2"})
 
 
 def student_openai() -> Preset:
