@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Scenes(Execution):
     """Write raw shards of rendered scenes: OUT/shards/<shard>.tar, or OUT/shards/<run>/ with RUN."""
 
-    level: Literal["A16", "A", "B", "C"] = "B"
+    level: Literal["A4", "A16", "A", "B", "C"] = "B"
     """A: one thing on 32 pixels (A16: on 16). B: up to three on 64. C: up to five on 128."""
     n: int = 1000
     """How many scenes."""

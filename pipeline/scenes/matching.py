@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.scenes.ground import Ground, opponent
 from pipeline.scenes.render import DARK, OUTLINE, PHASES, centre, sprite
-from pipeline.scenes.world import SHAPES, SIZES, Level, Thing
+from pipeline.scenes.world import SHAPES, Level, Thing
 
 # T sprites of a size, N places in a cell, P pixels of a sprite, 3 channels (see ground)
 
@@ -56,7 +56,7 @@ class _Bank:
 def candidates(view: View, position: str, num: int) -> list[Candidate]:
     """The best `num` for a cell, best first; fewer where fewer gain anything."""
     planes = _planes(view)
-    found = [c for size in SIZES for c in _of_size(view, planes, position, size, num)]
+    found = [c for size in view.level.sizes for c in _of_size(view, planes, position, size, num)]
     return sorted(found, key=lambda c: -c.gain)[:num]
 
 

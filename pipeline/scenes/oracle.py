@@ -8,7 +8,7 @@ from pipeline.scenes.fitting import Fit, best_fit, luma_variance, pixel_costs
 from pipeline.scenes.ground import opponent, read_ground, roughness, smoothed, texture
 from pipeline.scenes.matching import SLACK, View, candidates
 from pipeline.scenes.render import centre
-from pipeline.scenes.world import LEVELS, POSITIONS, Level, Scene, Thing
+from pipeline.scenes.world import LEVELS, Level, Scene, Thing
 
 _LEAST_GROUND = 0.35  # of an image that looks like one background
 _OCCUPIED = 5.0  # mean unlikeness in the middle of a cell where something stands
@@ -61,7 +61,7 @@ def read_things(image: np.ndarray, level: Level | str) -> Reading | None:
 
 def _read_one(view: View) -> list[Fit]:
     """The thing that explains the whole image best; its cell overlaps most others."""
-    found = [(p, candidates(view, p, 32)) for p in POSITIONS]
+    found = [(p, candidates(view, p, 32)) for p in view.level.positions]
     fits = [best_fit(view, position, some) for position, some in found if some]
     return [min(fits, key=lambda fit: _costs(view, [fit])[0][view.visible].sum())] if fits else []
 
@@ -69,7 +69,7 @@ def _read_one(view: View) -> list[Fit]:
 def _read_all(view: View) -> list[Fit]:
     """Things in reading order; found from the front to the back, each without what stands before."""
     fits: list[Fit] = []
-    for position in reversed(POSITIONS):
+    for position in reversed(view.level.positions):
         found = candidates(view, position, 12) if _is_occupied(view, position) else []
         if found:
             fit = best_fit(view, position, found)

@@ -20,7 +20,6 @@ from pipeline.scenes.claims import Claims, Mention, parse, score
 from pipeline.scenes.world import (
     BACKGROUNDS,
     COLOURS,
-    POSITIONS,
     SHAPES,
     SIZES,
     TEXTURES,
@@ -142,8 +141,8 @@ def _scene(claims: Claims, mentions: Sequence[Mention], level: Level, draws: Dra
 def _drawn(claims: Claims, mentions: Sequence[Mention], level: Level, draws: Draws) -> Scene | None:
     """What is said as it is said, and the rest at random; None where two stand in one place."""
     taken = [position for mention in mentions for position in mention.positions]
-    free = draws.shuffled([position for position in POSITIONS if position not in taken])
-    sizes = _sizes(mentions, draws)
+    free = draws.shuffled([position for position in level.positions if position not in taken])
+    sizes = _sizes(mentions, level, draws)
     things: list[Thing] = []
     for mention, size in zip(mentions, sizes, strict=True):
         thing = Thing(
@@ -164,10 +163,11 @@ def _drawn(claims: Claims, mentions: Sequence[Mention], level: Level, draws: Dra
     return Scene((claims.backgrounds or [draws.choice(BACKGROUNDS)])[0], tuple(things))
 
 
-def _sizes(mentions: Sequence[Mention], draws: Draws) -> list[str]:
+def _sizes(mentions: Sequence[Mention], level: Level, draws: Draws) -> list[str]:
     """A size for each: the first is larger than the others, as in every scene of this world."""
-    largest = draws.below(len(SIZES)) if len(mentions) == 1 else draws.between(1, len(SIZES) - 1)
-    return [SIZES[largest], *(SIZES[draws.below(largest)] for _ in mentions[1:])]
+    most = len(level.sizes) - 1
+    largest = draws.below(most + 1) if len(mentions) == 1 else draws.between(1, most)
+    return [level.sizes[largest], *(level.sizes[draws.below(largest)] for _ in mentions[1:])]
 
 
 def _is_usual(scene: Scene) -> bool:

@@ -77,6 +77,8 @@ class Level:
     outline: int  # in eighths of a pixel
     count_weights: tuple[float, ...]  # of 1, 2, ... things
     textures: tuple[str, ...] = TEXTURES
+    sizes: tuple[str, ...] = SIZES
+    positions: tuple[str, ...] = POSITIONS
     repeats: int = 1  # most things of one kind
 
     def extent(self, size: str) -> int:
@@ -86,6 +88,12 @@ class Level:
 LEVELS = {
     level.name: level
     for level in (
+        Level(
+            *("A4", 16, (6, 7, 8), 4, 0, 4, 4, (1.0,)),
+            textures=("plain",),
+            sizes=("small", "large"),
+            positions=("top left", "top right", "bottom left", "bottom right"),
+        ),
         Level("A16", 16, (6, 8, 11), 3, 0, 4, 4, (1.0,), textures=("plain",)),
         Level("A", 32, (11, 15, 19), 6, 1, 4, 5, (1.0,)),
         Level("B", 64, (13, 17, 21), 21, 1, 5, 6, (0.25, 0.35, 0.4)),
@@ -114,12 +122,13 @@ def draw_scene(level: Level, seed: int, index: int, split: Split, most: int = 0)
     draws = Draws(seed, index, level.name, split, "scene")
     weights = level.count_weights[:most] if most else level.count_weights
     counts = _counts(draws, 1 + draws.weighted(weights), level.repeats)
-    largest = draws.below(3) if len(counts) == 1 else draws.between(1, 2)
-    positions = draws.shuffled(POSITIONS)
+    sizes = level.sizes
+    largest = draws.below(len(sizes)) if len(counts) == 1 else draws.between(1, len(sizes) - 1)
+    positions = draws.shuffled(level.positions)
     things: list[Thing] = []
     taken: set[tuple[str, str]] = set()
     for kind, count in enumerate(counts):
-        size = SIZES[largest if kind == 0 else draws.below(largest)]
+        size = sizes[largest if kind == 0 else draws.below(largest)]
         shape, colour, texture = _combination(draws, level, split, taken)
         taken.add((shape, colour))
         things += [Thing(shape, colour, texture, size, positions.pop()) for _ in range(count)]

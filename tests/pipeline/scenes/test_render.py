@@ -23,6 +23,7 @@ from pipeline.scenes.world import (
 
 LEVEL = pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 GOLDEN = {
+    "A4": "c1d077793c5246909463bb4b69fa2234a7e51a71539157bc70879c5d4b0b74f7",
     "A16": "a4e57e35944919a03ab3e359b92792e2d0e1e6271be2c55cc18a587dead41815",
     "A": "f711101a5e3fa25624cb7ddb13b21e6a64a26c1ced293a1c7a9387be65b296a5",
     "B": "41e8eae7b3948582adefa900c4fb67f152c3d5f38c400b8bb5d20b3b7822bf7e",

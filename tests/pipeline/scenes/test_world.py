@@ -46,7 +46,7 @@ def test_scenes_stay_within_their_level(level: Level, split: str):
     assert {len(s.things) for s in drawn} == set(range(1, len(level.count_weights) + 1))
     assert {t for *_, t in combinations(*drawn)} == set(level.textures)
     assert {s.background for s in drawn} == set(BACKGROUNDS)
-    assert {t.position for s in drawn for t in s.things} == set(POSITIONS)
+    assert {t.position for s in drawn for t in s.things} == set(level.positions)
     repeats = [max(Counter(t.kind for t in s.things).values()) for s in drawn]
     assert max(repeats) == level.repeats
 
@@ -57,7 +57,9 @@ def test_one_kind_is_larger_than_all_others(level: Level):
         rest = [t for t in scene.things if t not in scene.main]
         assert len({t.kind for t in scene.main}) == 1
         assert all(SIZES.index(t.size) < SIZES.index(scene.main[0].size) for t in rest)
-    assert {s.main[0].size for s in scenes(level) if len(s.main) == len(s.things)} == set(SIZES)
+    assert {s.main[0].size for s in scenes(level) if len(s.main) == len(s.things)} == set(
+        level.sizes
+    )
 
 
 @LEVEL
