@@ -185,7 +185,7 @@ def for_drawing(
 
     require_way(how, chat)
     if how == TEMPLATE:
-        levels = {level.pixels: level for level in LEVELS.values()}
+        levels = {level.pixels: level for level in LEVELS.values()}  # A16 of 16: all places
         if pixels not in levels:
             raise UserError(
                 f"UPSAMPLE={TEMPLATE} describes rendered scenes, and this model draws {pixels} pixels",

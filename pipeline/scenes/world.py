@@ -101,7 +101,8 @@ LEVELS = {
     )
 }
 """A trains generators, B the bundled captioner, C has counts and occlusion: what is lower or further
-right stands in front. A16 is A at 16 pixels, where textures cannot be told apart."""
+right stands in front. A16 is A at 16 pixels, where textures cannot be told apart; A4 has two of its sizes
+in four places that do not overlap, which the experiment's small transformers learn in two minutes."""
 
 
 def held_out(shape: str, colour: str, texture: str) -> bool:
