@@ -235,7 +235,7 @@ def main() -> int:
     cases = [lambda name=name: measure_step(name, device, rounds, steps) for name in STEPS]
     missed = False
     if not options.small:
-        cases.append(lambda: measure_cache(device, 3, 1))
+        cases.append(lambda: measure_cache(device, 2, 1))
     for case in cases:
         found = case()
         is_missed = found["ratio"] < found["bar"]
