@@ -2,10 +2,13 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
+
+from pipeline.stopwatch import PREPARE, TASK, WAIT
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +42,8 @@ def prefetch(
 
     def one(item: Item, held: int) -> Result:
         try:
-            return prepare(item)
+            with TASK.measuring(PREPARE, samples=1):
+                return prepare(item)
         finally:
             budget.give_back(held)
 
@@ -60,10 +64,16 @@ def prefetch(
         feeder = threading.Thread(target=feed, daemon=True)
         feeder.start()
         try:
-            while (entry := ahead.get()) is not None:
+            while True:
+                start = time.perf_counter()
+                entry = ahead.get()
+                if entry is None:
+                    return
                 if isinstance(entry, BaseException):
                     raise entry
-                yield entry.result()
+                result = entry.result()
+                TASK.add(WAIT, time.perf_counter() - start, 1)
+                yield result
         finally:
             stopped.set()
             budget.wake()
