@@ -15,7 +15,7 @@ need = $(if $(strip $($(1))),,$(error $@ needs $(1)=...   for example: make $@ $
 
 HOW = $(call flag,OUT,out) $(call flag,RUN,run) $(call flag,WORKERS,workers) \
       $(call flag,EXECUTOR,executor) $(call flag,ADDRESS,address) \
-      $(call flag,MAX_FAILED,max-failed) $(call flag,LIMIT,limit) $(call flag,PRICES,prices) $(if $(DRY_RUN),--dry-run)
+      $(call flag,MAX_FAILED,max-failed) $(call flag,LIMIT,limit) $(if $(DRY_RUN),--dry-run)
 CAPTION = $(call flag,SHARDS,shards) $(call flag,CAPTIONER,captioner) $(call flag,STYLES,styles) \
       $(call flag,BATCH,batch-size) $(call flag,THREADS,threads) \
       $(call flag,PRECISION,precision) $(call flag,DEVICE,device) $(call flag,BEAMS,beams) \
@@ -38,7 +38,7 @@ TRAIN = $(call flag,SHARDS,shards) $(call flag,OUT,out) $(call flag,INIT,init) \
       $(call flag,BATCH,batch-size) $(call flag,IMAGE_TOWER,image-tower) $(call flag,LORA,lora) \
       $(call flag,SEED,seed) $(call flag,THREADS,threads) $(call flag,DEVICE,device)
 
-.PHONY: help setup recaption curate crawl crawl-retry import annotate dedup select keep-export keep-import reshard takedown caption mix fuse upsample scenes report stats sql doctor submit push calibrate evaluate-captions captioner captioner-train teach train encode sample edit evaluate-generator experiment export gate test test-all test-vllm chaos bench lint format pins clean
+.PHONY: help setup recaption curate crawl crawl-retry import annotate dedup select keep-export keep-import reshard takedown caption mix fuse upsample scenes stats sql calibrate evaluate-captions captioner captioner-train teach train encode sample edit evaluate-generator experiment export gate test test-all test-vllm bench lint format pins clean
 
 help:        ## Show this help
 	@awk -F '## ' '/^[a-z-]+:.*## / {split($$1, t, ":"); printf "  %-18s %s\n", t[1], $$2}' $(MAKEFILE_LIST)
@@ -119,29 +119,13 @@ scenes: $(READY)  ## Raw shards of rendered scenes, truth included.  OUT= [LEVEL
 	$(call need,OUT,OUT=data/scenes LEVEL=B N=10000)
 	@$(JOBS) scenes $(HOW) $(call flag,LEVEL,level) $(call flag,N,n) $(call flag,SPLIT,split) $(call flag,SEED,seed) $(ARGS)
 
-report: $(READY)  ## One page that shows it all, opened from disk: OUT/report/index.html.  OUT= [RUN=] [COMPARE=<caption run>] [SAMPLES=500]
+stats: $(READY)  ## Statistics, or any SQL.  OUT= [Q='select ...']
 	$(call need,OUT,OUT=data/mine)
-	@$(JOBS) report $(call flag,OUT,out) $(call flag,RUN,run) $(call flag,COMPARE,compare) $(call flag,SAMPLES,samples) $(ARGS)
+	@$(JOBS) stats $(call flag,OUT,out) $(call flag,Q,q) $(call flag,RUN,run)
 
-stats: $(READY)  ## Statistics, a named query, or any SQL.  OUT= [QUERY=<name>|list] [RUN=] [KEEP=] [Q='select ...']
-	$(call need,OUT,OUT=data/mine)
-	@$(JOBS) stats $(call flag,OUT,out) $(call flag,Q,q) $(call flag,QUERY,query) $(call flag,RUN,run) $(call flag,KEEP,keep) $(ARGS)
-
-sql: $(READY)  ## A SQL prompt over the catalog, with the named queries.  OUT=
+sql: $(READY)  ## A SQL prompt over the catalog.  OUT=
 	$(call need,OUT,OUT=data/mine)
 	@$(JOBS) sql $(call flag,OUT,out)
-
-push: $(READY)  ## A mix to the Hugging Face Hub.  OUT= REPO=user/name [RUN=] [LICENSE=] [PUBLIC=1] [DRY_RUN=1]
-	$(call need,OUT,OUT=data/mine REPO=me/pairs DRY_RUN=1)
-	$(call need,REPO,OUT=data/mine REPO=me/pairs DRY_RUN=1)
-	@$(JOBS) push $(call flag,OUT,out) $(call flag,REPO,repo) $(call flag,RUN,run) $(call flag,LICENSE,license) $(if $(filter-out 0,$(PUBLIC)),--public) $(if $(DRY_RUN),--dry-run)
-
-doctor: $(READY)  ## Check machine, packages, data and Ray; a remedy for whatever is wrong.  [OUT=] [SHARDS=] [ADDRESS=] [EXECUTOR=inline]
-	@$(JOBS) doctor $(call flag,OUT,out) $(call flag,SHARDS,shards) $(call flag,ADDRESS,address) $(call flag,EXECUTOR,executor)
-
-submit: $(READY)  ## A verb as a job of a Ray cluster, its log printed.  VERB= ADDRESS=http://<head>:8265 ARGS='--shards ... --out ...' [DETACH=1]; ACTION=status|logs|stop|list [JOB=]
-	$(call need,ADDRESS,VERB=recaption ADDRESS=http://<head>:8265 ARGS='--shards s3://bucket/raw --out s3://bucket/mine')
-	@$(JOBS) submit $(call flag,ADDRESS,address) $(call flag,VERB,verb) $(if $(strip $(ARGS)),--args='$(subst ','\'',$(ARGS))') $(call flag,ACTION,action) $(call flag,JOB,job) $(if $(DETACH),--detach)
 
 calibrate: $(READY)  ## Save a captioner with thresholds for off-image captions.  CAPTIONER= SHARDS= OUT=<directory>
 	$(call need,CAPTIONER,CAPTIONER=<name> SHARDS='raw/00000.tar' OUT=my-captioner)
@@ -218,9 +202,6 @@ test-all: $(READY)  ## The slow tests, too
 test-vllm: $(VLLM_READY)  ## Tests with vLLM's build for CPUs, in an environment of its own
 	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/captioner/test_vllm.py
 
-chaos: $(READY)  ## Kill and disturb jobs at random; compare what they write.  [VERBS=mix,crawl,...] [RUNS=50] [SEED=0] [EXECUTOR=inline|ray]
-	$(VENV)/bin/python -m tests.chaos $(call flag,VERBS,verbs) $(call flag,RUNS,runs) $(call flag,SEED,seed) $(call flag,EXECUTOR,executor)
-
 bench: $(READY)  ## Speed as ratios against named peers.  [DATA=<folder of test data>] [QUICK=1]
 	$(VENV)/bin/python -m tests.benchmarks $(call flag,DATA,data) $(if $(QUICK),--quick)
 
@@ -237,7 +218,7 @@ pins: $(READY)  ## Resolve pyproject.toml anew into requirements/*.txt
 	  --no-emit-index-url --no-emit-find-links requirements/uv.in -o requirements/uv.txt
 	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-emit-index-url --no-emit-find-links --override requirements/overrides.txt \
-	  --extra dev --extra s3 --extra crawl --extra faces --extra fid --extra train --extra cluster pyproject.toml -o requirements/lock.txt
+	  --extra dev --extra s3 --extra crawl --extra faces --extra fid --extra train pyproject.toml -o requirements/lock.txt
 	$(VENV)/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header \
 	  --no-emit-index-url --no-emit-find-links --override requirements/overrides.txt --override requirements/vllm-overrides.txt \
 	  --extra dev pyproject.toml requirements/vllm.in -o requirements/vllm.txt

@@ -15,7 +15,6 @@ from pipeline.keep_list import NOT_KEPT
 from pipeline.prefetch import prefetch
 from pipeline.samples import Sample
 from pipeline.schemas import CAPTIONS, OK, STYLES, table_of
-from pipeline.stopwatch import TASK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,12 +131,11 @@ class CaptionStage:
         if seen:
             crops, uids = [crop for _, crop in seen], [sample.uid for sample, _ in seen]
             indices = [sample.index for sample, _ in seen]
-            with TASK.measuring("model", samples=len(seen)):
-                if self.embeddings:
-                    said, features = self._loaded.caption_and_embed(crops, uids, self.styles)
-                    embeddings = dict(zip(indices, features, strict=True))
-                else:
-                    said = self._loaded.caption(crops, uids, self.styles)
+            if self.embeddings:
+                said, features = self._loaded.caption_and_embed(crops, uids, self.styles)
+                embeddings = dict(zip(indices, features, strict=True))
+            else:
+                said = self._loaded.caption(crops, uids, self.styles)
             captions = dict(zip(indices, said, strict=True))
         return [
             _row(s, captions.get(s.index), self.styles, embeddings.get(s.index)) for s, _ in batch

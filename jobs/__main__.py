@@ -61,12 +61,8 @@ VERBS = {
         "Experiment",
         "recaption, blend, train and measure: do better captions make better generators?",
     ),
-    "report": ("jobs.report", "Report", "one page that shows a data folder, opened from disk"),
     "stats": ("jobs.stats", "Stats", "print statistics of captions and blends, or answer SQL"),
-    "submit": ("jobs.submit", "Submit", "run a verb as a job of a Ray cluster; follow, list, stop"),
-    "doctor": ("jobs.doctor", "Doctor", "check machine, packages, data and Ray; say what to mend"),
     "sql": ("jobs.sql", "Sql", "a SQL prompt over the catalog"),
-    "push": ("jobs.push", "Push", "upload a mix to the Hugging Face Hub"),
     "calibrate": (
         "jobs.calibrate",
         "Calibrate",
@@ -93,16 +89,13 @@ def _run(module: object, config: type, program: str, arguments: list[str]) -> in
     import tyro
 
     from jobs.job import Stopped, complain
-    from pipeline.errors import StoreError, UserError
+    from pipeline.errors import UserError
 
     try:
         result = module.run(tyro.cli(config, prog=program, args=arguments))
     except UserError as e:
         complain(f"error: {e.message}" + (f"\n  try: {e.hint}" if e.hint else ""))
         return 2
-    except StoreError as e:
-        complain(f"error: {e.url}: {e.why}\n  try: {e.hint}")
-        return 2 if e.refused else 3
     except Stopped as e:
         complain(str(e))
         return 3

@@ -38,7 +38,6 @@ def run(config: Calibrate) -> None:
         raise UserError(
             f"CAPTIONER={config.captioner} is a composition", "calibrate each of the two by itself"
         )
-    storage.require_local(config.out)
     torch.set_num_threads(config.threads)
     checkpoint = load_checkpoint(config.captioner)
     captioner = CocaCaptioner(config.captioner, checkpoint, device=config.device)

@@ -67,8 +67,6 @@ def run(config: TrainCaptioner) -> None:
     from captioner import bundle, extra
     from captioner.load import BUNDLED_FOLDER
 
-    storage.require_local(config.out)
-    storage.require_local(config.work, "WORK")
     torch.set_num_threads(config.threads)
     out = Path(config.out or BUNDLED_FOLDER)
     pairs = extra.read_pairs(config.extra, bundle.LEVEL.pixels) if config.extra else extra.NONE

@@ -109,9 +109,8 @@ def run(config: CaptionerTrain) -> None:
     import torch
 
     from jobs import ranks
-    from pipeline import pairs, storage
+    from pipeline import pairs
 
-    storage.require_local(config.out)
     torch.set_num_threads(config.threads)
     with ranks.joined() as group:
         work = Path(config.out) / "training" / config.style

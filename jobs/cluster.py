@@ -2,21 +2,18 @@
 
 import contextlib
 import os
-import re
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TextIO
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
-from ray.util.metrics import Gauge
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import clustered
 from jobs.job import Stopped
@@ -24,20 +21,11 @@ from jobs.work import Outcome, Task, Work, attempt, require_set_up, set_up
 from pipeline import storage
 from pipeline.errors import UserError
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
-T = TypeVar("T")
-
-ERRORS = (RayError, ConnectionError, OSError, ValueError, RuntimeError)
-"""What Ray raises where it is not there, or does not want to."""
-
 _MAX_DEATHS_IN_SETUP = 3
 _SHORTEST_DEADLINE_SEC = 60.0  # also a probe of one sample has to read its way to it
 _OBJECT_STORE_BYTES = 128 << 20  # only tasks and records travel, never images
 _PATIENCE_SEC = 7200  # processes of a training wait while the first one evaluates
 _POLL_SEC = 0.5
-_NOT_IN_METRICS = re.compile(r"[^a-zA-Z0-9_]")
 _LOCAL_TRIES = 2  # once in many starts, Ray's first server never tells its port
 
 
@@ -49,7 +37,7 @@ def connect(address: str, cpus: int) -> None:
     if address:
         try:
             ray.init(address=address, **quiet)
-        except ERRORS as e:
+        except (RayError, ConnectionError, OSError, ValueError, RuntimeError) as e:
             line = " ".join(str(e).split())[:200]
             hint = "ray status tells; a cluster that wants a token needs RAY_AUTH_MODE=token"
             raise UserError(f"ADDRESS={address}: no Ray there: {line}", hint) from e
@@ -65,28 +53,12 @@ def connect(address: str, cpus: int) -> None:
                 **quiet,
             )
             return
-        except Exception as e:  # a plain one where its node is too slow
+        except (RayError, ConnectionError, OSError, ValueError, RuntimeError) as e:
             if not tries_left:
                 line = " ".join(str(e).split())[:200]
                 raise UserError(
                     f"Ray does not start here: {line}", "EXECUTOR=inline needs none"
                 ) from e
-
-
-def job_server(address: str) -> "JobSubmissionClient":
-    """The job server of a cluster, http://<head>:8265; UserError where there is none."""
-    from ray.job_submission import JobSubmissionClient
-
-    if not address.startswith(("http://", "https://")):
-        raise UserError(f"ADDRESS={address} is no job server", "ADDRESS=http://<head>:8265")
-    try:
-        return JobSubmissionClient(address)
-    except ERRORS as e:
-        line = " ".join(storage.scrub(str(e), address).split())[:200]
-        raise UserError(
-            f"ADDRESS={storage.public(address)}: no job server there: {line}",
-            "the head needs ray[default]; a cluster that wants a token needs RAY_AUTH_MODE=token",
-        ) from e
 
 
 def disconnect() -> None:
@@ -101,26 +73,6 @@ def gpus() -> int:
 def cores() -> int:
     """Cores of the cluster that is connected."""
     return int(ray.cluster_resources().get("CPU", 1))
-
-
-def on_every_node(function: Callable[[], T], patience_sec: float) -> dict[str, T | str]:
-    """What a function, importable by its name, returns on each node, or why it does not: by address."""
-    calls = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(function).options(
-                num_cpus=0, max_retries=0, scheduling_strategy=there
-            )
-            calls[f"{node['NodeManagerAddress']} {node['NodeID'][:6]}"] = task.remote()
-    ray.wait(list(calls.values()), num_returns=len(calls), timeout=patience_sec)
-    found: dict[str, T | str] = {}
-    for place, call in calls.items():
-        try:
-            found[place] = ray.get(call, timeout=0)
-        except RayError as e:  # also where it has not come yet
-            found[place] = f"{type(e).__name__}: {str(e).strip().splitlines()[-1][:200]}"
-    return found
 
 
 def _require_room(threads: int, gpus: float) -> None:
@@ -286,19 +238,11 @@ class OnRay:
     """`slots` workers, each an actor; one that dies is replaced, and its task reported as died.
 
     threads: cores that Ray reserves per worker. deadline_sec: after this long a task is taken
-    for hung, and its worker is killed. node_patience_sec: how long a cluster may take to grow until
-    one of its nodes can hold a worker.
+    for hung, and its worker is killed.
     """
 
     def __init__(
-        self,
-        work: Work,
-        *,
-        slots: int,
-        threads: int,
-        gpus: float,
-        deadline_sec: float,
-        node_patience_sec: float = 0.0,
+        self, work: Work, *, slots: int, threads: int, gpus: float, deadline_sec: float
     ) -> None:
         self.slots = slots
         self._work = ray.put(work)
@@ -307,23 +251,17 @@ class OnRay:
         )
         self._threads, self._gpus = threads, gpus
         self._deadline_sec = deadline_sec
-        self._node_patience_sec = node_patience_sec
         self._deaths_in_setup = 0
         self._running: dict[ray.ObjectRef, _Running] = {}
         self._idle: list[ActorHandle] = []
         self._waiting: list[Task] = []
-        self._gauges: dict[str, Gauge] = {}
 
     def start(self) -> None:
         """Starts the workers; raises UserError where none can be set up."""
-        if not self._node_patience_sec:
-            _require_room(self._threads, self._gpus)
+        _require_room(self._threads, self._gpus)
         for _ in range(self.slots):
-            self._launch()  # which is also what tells an autoscaler that nodes are wanted
-        deadline = time.monotonic() + self._node_patience_sec
+            self._launch()
         while not self._idle:
-            if self._node_patience_sec and time.monotonic() > deadline:
-                _require_room(self._threads, self._gpus)
             self._collect()
 
     def submit(self, task: Task) -> None:
@@ -335,14 +273,6 @@ class OnRay:
         ended = self._collect()
         self._assign()
         return ended
-
-    def publish(self, job: str, values: Mapping[str, float]) -> None:
-        """Sets gauges `ray_recaption_<name>`, told apart by `job`, at the Prometheus endpoint of Ray."""
-        for name, value in values.items():
-            gauge = f"recaption_{_NOT_IN_METRICS.sub('_', name)}"
-            if gauge not in self._gauges:
-                self._gauges[gauge] = Gauge(gauge, tag_keys=("job",))
-            self._gauges[gauge].set(value, tags={"job": job})
 
     def close(self) -> None:
         """Kills the workers; what they had not committed is redone by the next job."""

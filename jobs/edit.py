@@ -95,7 +95,6 @@ def run(config: Edit) -> None:
     from pipeline import storage
     from pipeline.errors import UserError
 
-    storage.require_local(config.out)
     storage.require_writable(config.out)
     torch.set_num_threads(config.threads)
     # How captions are drawn, as by ancestral sampling, is no matter to what begins at an image's noise.

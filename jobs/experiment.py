@@ -56,7 +56,6 @@ def conduct(preset: "ExperimentPreset", config: Experiment) -> None:
     from jobs.experiment_training import is_done
     from pipeline import storage
 
-    storage.require_local(config.out)  # generators are trained in it
     folders = Folders(storage.absolute(config.out), preset.noises[0])
     every, planned = steps(preset, folders), trainings(preset, config.seeds)
     missing = [step for step in every if not step.is_done(folders)]

@@ -72,10 +72,8 @@ class _Text:
 
 def run(config: Export) -> None:
     """Writes the folder. Raises UserError."""
-    from pipeline import storage
     from pipeline.errors import UserError
 
-    storage.require_local(config.out)
     out = Path(config.out)
     is_empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     if not is_empty and not _is_export(out):

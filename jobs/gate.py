@@ -49,10 +49,8 @@ def run(config: GateSettings) -> None:
     from generators import checkpoint, models
     from generators.preset import Beside
     from jobs import level_a_scorer, level_a_towers
-    from pipeline import storage
     from pipeline.scenes.rendered import RenderedScenes
 
-    storage.require_local(config.work, "WORK")
     module = models.find(config.model)
     gate = module.GATE
     torch.set_num_threads(config.threads)

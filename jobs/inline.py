@@ -1,7 +1,6 @@
 """Runs tasks in this process: for a debugger, and for machines without Ray."""
 
 from collections import deque
-from collections.abc import Mapping
 
 from jobs.work import Outcome, Task, Work, attempt, require_set_up, set_up
 
@@ -27,9 +26,6 @@ class Inline:
         ended = [(task, attempt(self._work, task)) for task in self._tasks]
         self._tasks.clear()
         return ended
-
-    def publish(self, job: str, values: Mapping[str, float]) -> None:
-        """Nobody watches."""
 
     def close(self) -> None:
         self._tasks.clear()

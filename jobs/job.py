@@ -34,16 +34,11 @@ class Execution:
     """Stop when one reason fails more than this share of the samples, after the first thousand."""
     shard_deadline: float = 6 * 3600.0
     """Seconds after which a worker that has not finished its shard is taken for hung."""
-    node_patience: float = 0.0
-    """Seconds that a growing cluster may take until one of its nodes can hold a worker."""
-    prices: str = ""
-    """A JSON file of `currency`, `core_hour` and `gpu_hour`, to say what a million samples cost."""
     dry_run: bool = False
     """Say what would be done, and do nothing."""
 
     def __post_init__(self) -> None:
         require(self, workers=(0, None), max_failed=(0, 1), shard_deadline=(1, None))
-        require(self, node_patience=(0, None))
 
 
 def require(config: object, **ranges: tuple[float, float | None]) -> None:
@@ -78,8 +73,7 @@ def execute(
     run: several, all of one kind, where the work writes to all of them at once. watched: the work
     itself stops where most samples fail.
     """
-    from jobs import accounting, prices
-    from jobs.job_metrics import Held, JobMetrics
+    from jobs import accounting
     from jobs.progress import Progress
     from jobs.runner import Runner, Systemic, find_done
     from pipeline import catalog, runs, storage
@@ -87,7 +81,6 @@ def execute(
     shards = list(shards)
     together = list(run) if isinstance(run, Sequence) else [run]
     title = " and ".join(r.title for r in together)
-    price_table = prices.load(how.prices) if how.prices else None
     if how.dry_run:
         for r in together:
             before = runs.load(r.out, r.kind, r.name)
@@ -108,20 +101,13 @@ def execute(
         progress = Progress(title, summary)
         start = time.monotonic()
         executor = _executor(work, how, threads, gpu, len(shards) - summary.reused)
-        held = Held(executor.slots, cores=threads, gpus=1.0 if gpu else 0.0)
-        metrics = JobMetrics(together[0], summary, executor, held, price_table)
-
-        def report(summary: "Summary") -> None:
-            progress(summary)
-            metrics(summary)
-
         runner = Runner(
             shards,
             executor,
             summary=summary,
             max_failed=how.max_failed,
             watched=watched,
-            report=report,
+            report=progress,
         )
         try:
             with _interruptible():
@@ -141,10 +127,7 @@ def execute(
             ) from None
         finally:
             progress.close()
-            told = metrics.close(summary)
         accounting.print_summary(title, summary, time.monotonic() - start)
-        for line in told:
-            say(line)
         for r in together:
             accounting.write_failures(r, summary)
     catalog.refresh(together[0].out)
@@ -171,7 +154,6 @@ def _executor(work: "Work", how: Execution, threads: int, gpu: bool, todo: int) 
         threads=threads,
         gpus=1.0 if gpu else 0.0,
         deadline_sec=how.shard_deadline,
-        node_patience_sec=how.node_patience,
     )
 
 

@@ -52,8 +52,8 @@ def run(config: Mix) -> "Summary":
     shards = limited(_planned(out, recipe, config), config.limit)
     summary = execute(mixing.MixWork(recipe, work), work, shards, config, threads=1, gpu=False)
     if not config.dry_run:
-        records = list(summary.records.values())
-        card.write(work, recipe, records, mixing.write_sizes(work, records))
+        sizes = mixing.write_sizes(work, summary.records.values())
+        card.write(work, recipe, summary.totals, sizes)
         _say_blend(summary, recipe.blend)
     return summary
 

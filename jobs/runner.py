@@ -1,7 +1,7 @@
 """Work over shards: skips what is done, retries what failed, narrows down what kills, accounts."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -13,7 +13,6 @@ from pipeline.errors import UserError
 from pipeline.manifest import Shard
 from pipeline.reading import count_samples
 from pipeline.runs import canonical
-from pipeline.stopwatch import Spent
 
 MAX_ERRORS = 3
 """A shard that raised this often is given up."""
@@ -37,9 +36,6 @@ class Executor(Protocol):
     def submit(self, task: Task) -> None: ...
     def wait(self) -> list[tuple[Task, Outcome]]:
         """What ended since; returns after a second at the latest, perhaps with nothing."""
-
-    def publish(self, job: str, values: Mapping[str, float]) -> None:
-        """Hands a job's figures to whoever watches the workers."""
 
     def close(self) -> None: ...
 
@@ -68,8 +64,6 @@ class Summary:
         self.failing: Counter[str] = Counter()  # reason -> samples
         self.environments: Counter[str] = Counter()  # of the workers that wrote the shards
         self.failures = failures  # of a record's counts: reason -> samples
-        self.busy_sec = 0.0  # of all workers, at tasks that ended
-        self.spent: dict[str, Spent] = {}  # part of a task -> what it took, over all workers
 
     def add(self, record: Record) -> None:
         self.records[record.shard] = record
@@ -79,11 +73,6 @@ class Summary:
         for column, counts in record.counts.items():
             if isinstance(counts, dict):
                 self.totals.setdefault(column, Counter()).update(counts)
-
-    def add_time(self, outcome: Outcome) -> None:
-        self.busy_sec += outcome.seconds
-        for part, spent in outcome.spent.items():
-            self.spent[part] = self.spent.get(part, Spent()) + spent
 
     @property
     def fresh(self) -> int:
@@ -160,7 +149,6 @@ class Runner:
             self._executor.close()
 
     def _handle(self, task: Task, outcome: Outcome) -> None:
-        self.summary.add_time(outcome)
         if outcome.kind == "fatal":
             raise UserError(outcome.message, outcome.hint)
         self._deaths_in_a_row = self._deaths_in_a_row + 1 if outcome.kind == "died" else 0

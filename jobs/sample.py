@@ -66,7 +66,6 @@ def run(config: Sample) -> None:
     from jobs.ranks import here
     from pipeline import storage
 
-    storage.require_local(config.out)
     storage.require_writable(config.out)
     torch.set_num_threads(config.threads)
     device = str(here().device(config.device))

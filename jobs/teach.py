@@ -76,7 +76,6 @@ def run(config: Teach) -> "list[Summary]":
     from jobs.caption import ANSWERS
     from pipeline import storage
 
-    storage.require_local(config.out)  # a captioner is trained in it
     out = storage.absolute(config.out)
     styles = _styles(config)
     trainings = [_training(config, out, style) for style in styles]

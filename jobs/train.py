@@ -151,10 +151,8 @@ def here(config: Train) -> "Fitted | None":
 def _check(config: Train) -> None:
     """UserError for a wrong name, and for what the model would not look at."""
     from generators import models
-    from pipeline import storage
     from pipeline.errors import UserError
 
-    storage.require_local(config.out)
     preset = models.preset(config.model, config.preset)
     given = {"FIRST_STAGE": config.first_stage, "CLIP": config.clip}
     given |= {"TEXT": config.text, "CACHE": config.cache}

@@ -1,17 +1,15 @@
 """What a worker does with one task, and the one place where its exceptions end."""
 
-import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline import storage
 from pipeline.commit import Record
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import UserError
 from pipeline.manifest import Shard
 from pipeline.reading import BadShard
-from pipeline.stopwatch import TASK, Spent
 
 
 class Work(Protocol):
@@ -44,8 +42,6 @@ class Outcome:
     message: str = ""  # one line
     hint: str = ""
     trace: str = ""
-    seconds: float = 0.0  # that its worker was at it
-    spent: Mapping[str, Spent] = field(default_factory=dict)  # on what; threads overlap
 
 
 def attempt(work: Work, task: Task) -> Outcome:
@@ -57,10 +53,7 @@ def attempt(work: Work, task: Task) -> Outcome:
             return Outcome("done")
         return Outcome("done", record=work.perform(task.shard, task.lost))
 
-    TASK.taken()
-    start = time.perf_counter()
-    outcome = _guarded(perform, task.shard.url)
-    return replace(outcome, seconds=time.perf_counter() - start, spent=TASK.taken())
+    return _guarded(perform, task.shard.url)
 
 
 def set_up(work: Work) -> Outcome:
@@ -89,8 +82,6 @@ def _guarded(perform: Callable[[], Outcome], url: str = "") -> Outcome:
         return Outcome("fatal", message=e.message, hint=e.hint)
     except BadShard as e:
         return Outcome("bad", message=storage.scrub(str(e), url))
-    except StoreError as e:
-        return Outcome("bad" if e.refused else "error", message=f"{e.url}: {e.why}", hint=e.hint)
     except Exception as e:
         line = " ".join(f"{type(e).__name__}: {e}".split())[:500]
         trace = storage.scrub(traceback.format_exc(), url)

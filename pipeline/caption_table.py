@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import fsspec
 
-from pipeline import object_store, storage
+from pipeline import storage
 from pipeline.errors import UserError
 
 _KEYS = {
@@ -57,7 +58,7 @@ class CaptionTable:
         Raises UserError where no key or no caption is among the columns.
         """
         if not storage.is_local(self.spec):
-            connection.register_filesystem(object_store.filesystem(self.spec)[0])
+            connection.register_filesystem(fsspec.filesystem(self.spec.split("://")[0]))
         files = ", ".join(map(_quoted, self.files()))
         is_parquet = _reader(self.files()[0]) == _PARQUET
         try:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+from fsspec.core import url_to_fs
 
-from pipeline import manifest, object_store, storage
+from pipeline import manifest, storage
 from pipeline.errors import UserError
 from pipeline.schemas import (
     CAPTIONS,
@@ -66,17 +67,10 @@ def connect(out: str) -> duckdb.DuckDBPyConnection:
         raise UserError(f"OUT={out} is no data folder", f"it has no {manifest.FILE} yet")
     connection = duckdb.connect()
     if not storage.is_local(out):
-        connection.register_filesystem(object_store.filesystem(out)[0])
+        connection.register_filesystem(url_to_fs(out)[0])
     connection.execute("SET python_enable_replacements = false")  # only views have names
-    connection.execute("SET autoinstall_known_extensions = false")  # stores are read by fsspec
     _create_views(connection, out, prefix=_literal(out.rstrip("/") + "/"))
     return connection
-
-
-def views(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """The views of a connection: those of every data folder, then those of its stages."""
-    found = connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
-    return [*VIEWS, *sorted({name for (name,) in found} - set(VIEWS))]
 
 
 def refresh(out: str) -> None:
@@ -99,18 +93,18 @@ def _searched(connection: duckdb.DuckDBPyConnection, out: str, folder: Path) -> 
     It looks at them as it makes the views. The search path is split at commas, so it is a link.
     """
     if not storage.is_local(out):
-        connection.register_filesystem(object_store.filesystem(out)[0])
+        connection.register_filesystem(url_to_fs(out)[0])
         return out.rstrip("/") + "/"
     link = folder / "out"
     link.symlink_to(storage.absolute(out))
-    connection.execute(f"SET file_search_path = {quoted(str(link))}")
+    connection.execute(f"SET file_search_path = {_quoted(str(link))}")
     return ""
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection, out: str, prefix: str) -> None:
     for name, body in _views(out, prefix).items():
         try:
-            connection.execute(f"CREATE OR REPLACE VIEW {identifier(name)} AS {body}")
+            connection.execute(f"CREATE OR REPLACE VIEW {_identifier(name)} AS {body}")
         except (duckdb.InvalidInputException, duckdb.BinderException) as e:  # of the first file
             why = " ".join(str(e).split())
             raise UserError(f"OUT={out}: no view of {name}: {why}", "make that file again") from e
@@ -120,7 +114,7 @@ def _views(out: str, prefix: str) -> dict[str, str]:
     def over(glob: str, schema: pa.Schema, columns: str) -> str:
         """A view over files, or, where there are none, an empty one of the same types."""
         if storage.glob(out, glob):
-            return f"SELECT {columns} FROM read_parquet({quoted(prefix + glob)})"
+            return f"SELECT {columns} FROM read_parquet({_quoted(prefix + glob)})"
         files = _empty(schema, {"filename": "VARCHAR"})
         return f"SELECT {columns} FROM ({files})"
 
@@ -162,11 +156,11 @@ def _stages(out: str, prefix: str) -> dict[str, str]:
     sample, of the stages that have but one run."""
     views, stages = {}, {}
     for run in _column_runs(out):
-        files = quoted(f"{prefix}columns/{run}/*.parquet")
+        files = _quoted(f"{prefix}columns/{run}/*.parquet")
         views[run] = f"SELECT {_SHARD}, * FROM read_parquet({files})"
         stages.setdefault(run.split("@")[0], []).append(run)
     for stage, of_it in stages.items():
-        models = [(quoted(run.partition("@")[2]), identifier(run)) for run in of_it]
+        models = [(_quoted(run.partition("@")[2]), _identifier(run)) for run in of_it]
         views[stage] = " UNION ALL BY NAME ".join(
             f"SELECT {model} AS model, * FROM {run}" for model, run in models
         )
@@ -180,7 +174,9 @@ def _annotations(single: dict[str, str]) -> str:
         f"{s}.* EXCLUDE ({identity}), {s}.status AS {s}_status, {s}.reason AS {s}_reason"
         for s in single
     )
-    joins = " ".join(f"LEFT JOIN {identifier(run)} AS {s} USING (uid)" for s, run in single.items())
+    joins = " ".join(
+        f"LEFT JOIN {_identifier(run)} AS {s} USING (uid)" for s, run in single.items()
+    )
     samples = "SELECT uid, min(key) AS key, min(shard) AS shard FROM columns GROUP BY uid"
     return f"SELECT sample.uid, sample.key, sample.shard, {own} FROM ({samples}) AS sample {joins}"
 
@@ -199,7 +195,7 @@ def _generated(out: str, prefix: str) -> str:
     typed = f"SELECT {_EVALUATION}, * EXCLUDE filename FROM ({typed})"
     if not storage.glob(out, glob):
         return typed
-    files = f"read_parquet({quoted(prefix + glob)}, union_by_name = true)"
+    files = f"read_parquet({_quoted(prefix + glob)}, union_by_name = true)"
     return f"{typed} UNION ALL BY NAME SELECT {_EVALUATION}, * FROM {files}"
 
 
@@ -231,8 +227,8 @@ def _runs(out: str, prefix: str) -> str:
     globs = [g for g in (f"{kind}/*/run.json" for kind in _KINDS) if storage.glob(out, g)]
     if not globs:
         return _empty(pa.schema([]), _RUNS)
-    files = ", ".join(quoted(prefix + glob) for glob in globs)
-    types = ", ".join(f"{name}: {quoted(kind)}" for name, kind in _RUNS.items())
+    files = ", ".join(_quoted(prefix + glob) for glob in globs)
+    types = ", ".join(f"{name}: {_quoted(kind)}" for name, kind in _RUNS.items())
     return f"SELECT {', '.join(_RUNS)} FROM read_json([{files}], columns = {{{types}}})"
 
 
@@ -254,11 +250,9 @@ def _literal(path: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", path)
 
 
-def identifier(name: str) -> str:
-    """A name as SQL writes it, whatever is in it."""
+def _identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def quoted(text: str) -> str:
-    """A text as SQL writes it, whatever is in it."""
+def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"

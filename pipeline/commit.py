@@ -194,11 +194,6 @@ def write_stats(
     storage.write_bytes(stats_url(run, record.shard), json.dumps(stats, indent=1).encode())
 
 
-def files_of(run: Run, shard: str) -> dict[str, dict]:
-    """The files of a shard that is done, its marker aside: name -> {"size", "sha256"}."""
-    return json.loads(storage.read_bytes(stats_url(run, shard)))["files"]
-
-
 def read_stats_record(run: Run, shard: str) -> Record | None:
     """The record of a shard that is done; None where a part is missing or has another size."""
     try:

@@ -1,4 +1,4 @@
-"""What a user can mend, and what a store does not give: one line that says what is wrong, and the remedy."""
+"""What a user can mend: one line that says what is wrong, and the remedy."""
 
 
 class UserError(Exception):
@@ -14,24 +14,3 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
-
-
-class StoreError(OSError):
-    """An object store or web server that fails, or refuses: then asking again is of no use.
-
-    url: fit for a log. Its text, and the remedy, are one line without secrets.
-    """
-
-    def __init__(self, url: str, why: str, hint: str, *, refused: bool = False) -> None:
-        super().__init__(why)
-        self.url = url
-        self.why = why
-        self.hint = hint
-        self.refused = refused
-
-    def __reduce__(self) -> tuple:
-        return _store_error, (self.url, self.why, self.hint, self.refused)
-
-
-def _store_error(url: str, why: str, hint: str, refused: bool) -> StoreError:
-    return StoreError(url, why, hint, refused=refused)

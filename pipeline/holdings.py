@@ -2,12 +2,12 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
 
-from pipeline import catalog, manifest, object_store, storage, tombstones
+from pipeline import catalog, manifest, storage, tombstones
 from pipeline.blanking import NO_UIDS
 from pipeline.manifest import Shard
 
@@ -30,8 +30,7 @@ _TOLD = (
         "*/*/run.json",
     ),
     *("shards/*_stats.json", "shards/*/*_stats.json", "mix/*/*_stats.json"),
-    *("shards/sizes.json", "shards/*/sizes.json", "mix/*/sizes.json"),
-    *("mix/*/README.md", "mix/*/croissant.json"),
+    *("shards/sizes.json", "shards/*/sizes.json", "mix/*/sizes.json", "mix/*/README.md"),
     *("urls/plan.json", "urls/*/plan.json", "cache/*/*.safetensors"),
     # uids, keys and byte ranges, and nothing else
     *("plans/*.json", "plans/*.parquet", "places/*/*.parquet", "taught/train.txt"),
@@ -161,7 +160,10 @@ class Holdings:
                 files = (path for path in root.glob(pattern) if not path.is_dir())
                 found |= {path.relative_to(root).as_posix() for path in files}
             else:
-                found |= object_store.ask(self.out, partial(_matching, pattern=pattern))
+                fs, root = url_to_fs(self.out)
+                inside = root.rstrip("/") + "/"
+                files = fs.glob(inside + pattern, detail=True).items()
+                found |= {p.removeprefix(inside) for p, about in files if about["type"] == "file"}
         return sorted(p for p in found if not p.rsplit("/", 1)[-1].startswith("."))
 
     def is_registered(self, path: str) -> bool:
@@ -180,7 +182,8 @@ class Holdings:
             root = Path(self.out)
             found = (p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
         else:
-            found = object_store.ask(self.out, partial(_matching, pattern="**"))
+            fs, root = url_to_fs(self.out)
+            found = (path.removeprefix(root.rstrip("/") + "/") for path in fs.find(root))
         return sorted(p for p in found if not any(n.startswith(".") for n in p.split("/")))
 
     def _tars(self, *patterns: str) -> dict[str, Shard]:
@@ -199,13 +202,6 @@ class Holdings:
 def tar_of(path: str) -> str:
     """Of the raw shard that a table lies beside."""
     return path.removesuffix("parquet") + "tar"
-
-
-def _matching(fs: AbstractFileSystem, root: str, pattern: str) -> set[str]:
-    """Files of a store's folder, by their paths in it."""
-    inside = root.rstrip("/") + "/"
-    files = fs.glob(inside + pattern, detail=True).items()
-    return {path.removeprefix(inside) for path, about in files if about["type"] == "file"}
 
 
 def _holds(ours: set[str], folder: str) -> bool:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import commit, storage, tombstones
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import UserError
 from pipeline.schemas import SHARDS
 
 FILE = "shards.parquet"
@@ -147,8 +147,7 @@ def _fingerprints(urls: list[str]) -> list[storage.Fingerprint]:
         else:
             why = f"cannot be read: {' '.join(storage.scrub(str(error), url).split())}"
         more = f" (and {len(bad) - 1} more of {len(urls)})" if len(bad) > 1 else ""
-        remedy = error.hint if isinstance(error, StoreError) else "check the path or pattern"
-        raise UserError(f"SHARDS: {storage.public(url)} {why}{more}", remedy)
+        raise UserError(f"SHARDS: {storage.public(url)} {why}{more}", "check the path or pattern")
     return found
 
 

@@ -2,13 +2,10 @@
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
-
-from pipeline.stopwatch import PREPARE, TASK, WAIT
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,8 +39,7 @@ def prefetch(
 
     def one(item: Item, held: int) -> Result:
         try:
-            with TASK.measuring(PREPARE, samples=1):
-                return prepare(item)
+            return prepare(item)
         finally:
             budget.give_back(held)
 
@@ -64,16 +60,10 @@ def prefetch(
         feeder = threading.Thread(target=feed, daemon=True)
         feeder.start()
         try:
-            while True:
-                start = time.perf_counter()
-                entry = ahead.get()
-                if entry is None:
-                    return
+            while (entry := ahead.get()) is not None:
                 if isinstance(entry, BaseException):
                     raise entry
-                result = entry.result()
-                TASK.add(WAIT, time.perf_counter() - start, 1)
-                yield result
+                yield entry.result()
         finally:
             stopped.set()
             budget.wake()

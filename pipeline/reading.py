@@ -14,7 +14,6 @@ from pipeline import storage, tombstones
 from pipeline.limits import MAX_BYTES
 from pipeline.manifest import Shard
 from pipeline.samples import Sample, uid_of
-from pipeline.stopwatch import READ, TASK
 
 IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
@@ -84,7 +83,7 @@ def read_samples(
     try:
         with storage.open_read(shard.url) as file:
             stream = _Hashing(file, wanted=not shard.etag)
-            for group in TASK.timed(READ, _groups(shard, stream, report)):
+            for group in _groups(shard, stream, report):
                 if shard.limit is not None and report.samples == shard.limit:
                     break
                 sample = _sample(shard.name, report.samples, group, lost)

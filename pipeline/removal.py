@@ -220,7 +220,12 @@ class Removal:
         run = Run(self._there.out, said["kind"], said["run"], said["config"])
         found = (commit.read_stats_record(run, name) for name in said["shards"])
         records = [record for record in found if record is not None]
-        card.write(run, _recipe(said["config"]), records, write_sizes(run, records))
+        totals: dict[str, Counter[str]] = {}
+        for record in records:
+            for column, counts in record.counts.items():
+                if isinstance(counts, dict):
+                    totals.setdefault(column, Counter()).update(counts)
+        card.write(run, _recipe(said["config"]), totals, write_sizes(run, records))
 
     def _encodings(self) -> None:
         """Caches of training shards that were replaced; `encode` makes them again without."""

@@ -1,8 +1,9 @@
 """What SHARDS or URLS may say: a file, a folder, a glob, a brace pattern, or @list.txt, here or remote."""
 
 from braceexpand import braceexpand
+from fsspec.core import url_to_fs
 
-from pipeline import object_store, storage
+from pipeline import storage
 from pipeline.errors import UserError
 
 
@@ -63,7 +64,7 @@ def _files(pattern: str, flag: str, suffixes: tuple[str, ...]) -> list[str]:
         return [pattern]  # a file by its name: asking a store about each would take minutes
     url = storage.absolute(pattern)
     try:
-        fs, path = object_store.filesystem(url)
+        fs, path = url_to_fs(url)
         if is_glob and not (storage.is_local(url) and fs.exists(path)):
             return sorted(_url(fs, p, scheme) for p in fs.glob(path) if not _is_hidden(p, path))
         if fs.isdir(path):

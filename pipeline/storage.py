@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -11,14 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
-from fsspec import AbstractFileSystem
+import fsspec
+from fsspec.core import url_to_fs
 
-from pipeline import object_store
-from pipeline.errors import StoreError, UserError
-from pipeline.object_store import is_local as is_local
-from pipeline.object_store import public as public
-from pipeline.object_store import scrub as scrub
+from pipeline.errors import UserError
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written; readers never look at such names."""
@@ -33,6 +32,10 @@ class Fingerprint:
     mtime_ns: int = 0  # local files
 
 
+def is_local(url: str) -> bool:
+    return "://" not in url
+
+
 def join(base: str, *parts: str) -> str:
     return "/".join([base.removesuffix("/"), *parts]) if parts else base
 
@@ -44,27 +47,50 @@ def absolute(url: str) -> str:
     return os.path.abspath(Path(url).expanduser()) if is_local(url) else url  # noqa: PTH100
 
 
+def public(url: str) -> str:
+    """The URL without user, password, query and fragment: fit for a table or a log."""
+    if is_local(url):
+        return url
+    url = re.split("[?#]", url, maxsplit=1)[0]
+    if url.startswith("abfs"):  # abfs://container@account
+        return url
+    return re.sub("(?<=://)[^/]*@", "", url)
+
+
+def scrub(text: str, url: str) -> str:
+    """The text with every mention of a URL, or of what is secret in it, made public."""
+    parts = urlsplit(url)
+    text = text.replace(url, public(url))
+    secrets = [parts.query, parts.netloc.rpartition("@")[0], parts.password]
+    for secret in secrets if not is_local(url) else []:
+        text = text.replace(secret, "***") if secret else text
+    return text
+
+
 def open_read(url: str) -> IO[bytes]:
     """A readable binary stream; raises OSError where there is none."""
-    return open(url, "rb") if is_local(url) else object_store.open_read(url)  # noqa: PTH123
+    return open(url, "rb") if is_local(url) else fsspec.open(url, "rb").open()  # noqa: PTH123
 
 
 def exists(url: str) -> bool:
     if is_local(url):
         return Path(url).exists()
-    return object_store.ask(url, lambda fs, path: fs.exists(path))
+    fs, path = url_to_fs(url)
+    return fs.exists(path)
 
 
 def read_bytes(url: str) -> bytes:
-    return Path(url).read_bytes() if is_local(url) else object_store.read_bytes(url)
+    with open_read(url) as f:
+        return f.read()
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
     """Some bytes of a file, fewer where it ends before; thread-safe."""
-    if not is_local(url):
-        return object_store.read_range(url, offset, size)
-    with open(url, "rb", buffering=0) as f:  # noqa: PTH123
-        return os.pread(f.fileno(), size, offset)
+    if is_local(url):
+        with open(url, "rb", buffering=0) as f:  # noqa: PTH123
+            return os.pread(f.fileno(), size, offset)
+    fs, path = url_to_fs(url)
+    return fs.cat_file(path, start=offset, end=offset + size)
 
 
 def fingerprint(url: str) -> Fingerprint:
@@ -72,10 +98,10 @@ def fingerprint(url: str) -> Fingerprint:
     if is_local(url):
         stat = Path(url).stat()
         return Fingerprint(size=stat.st_size, mtime_ns=stat.st_mtime_ns)
-    info = object_store.ask(url, lambda fs, path: fs.info(path))
+    fs, path = url_to_fs(url)
+    info = fs.info(path)
     etag = info.get("ETag") or info.get("etag") or info.get("blob_id") or ""
-    size = info.get("size")  # servers need not tell it
-    return Fingerprint(size=-1 if size is None else int(size), etag=str(etag).strip('"'))
+    return Fingerprint(size=int(info.get("size") or -1), etag=str(etag).strip('"'))
 
 
 def list_files(folder: str, suffix: str) -> list[str]:
@@ -83,25 +109,18 @@ def list_files(folder: str, suffix: str) -> list[str]:
     if is_local(folder):
         found = [str(p) for p in Path(folder).glob("*" + suffix)] if Path(folder).is_dir() else []
     else:
-        urls = object_store.ask(folder, _listed)
-        found = [url for url in urls if url.endswith(suffix)]
+        fs, path = url_to_fs(folder)
+        names = fs.ls(path, detail=False) if fs.isdir(path) else []
+        found = [fs.unstrip_protocol(name) for name in names if name.endswith(suffix)]
     return sorted(f for f in found if not f.rsplit("/", 1)[-1].startswith("."))
-
-
-def _listed(fs: AbstractFileSystem, path: str) -> list[str]:
-    names = fs.ls(path, detail=False) if fs.isdir(path) else []
-    return [fs.unstrip_protocol(name) for name in names]
 
 
 def glob(folder: str, pattern: str) -> list[str]:
     """The files below a folder that match, sorted; what the folder is called is no pattern."""
     if is_local(folder):
         return sorted(str(path) for path in Path(folder).glob(pattern))
-
-    def found(fs: AbstractFileSystem, path: str) -> list[str]:
-        return sorted(fs.unstrip_protocol(name) for name in fs.glob(f"{path}/{pattern}"))
-
-    return object_store.ask(folder, found)
+    fs, path = url_to_fs(folder)
+    return sorted(fs.unstrip_protocol(name) for name in fs.glob(f"{path}/{pattern}"))
 
 
 @contextlib.contextmanager
@@ -141,12 +160,8 @@ def _uploaded(url: str) -> Iterator[Path]:
         part = Path(scratch) / "part"
         yield part
         if part.exists():
-            try:
-                object_store.upload(str(part), url)
-            except StoreError as e:
-                if e.refused:
-                    raise UserError(f"OUT: cannot write {e.url}: {e.why}", e.hint) from e
-                raise
+            fs, path = url_to_fs(url)
+            fs.put_file(str(part), path)
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -160,8 +175,9 @@ def remove(url: str) -> None:
     if is_local(url):
         Path(url).unlink(missing_ok=True)
     else:
+        fs, path = url_to_fs(url)
         with contextlib.suppress(FileNotFoundError):
-            object_store.ask(url, lambda fs, path: fs.rm_file(path))
+            fs.rm_file(path)
 
 
 def remove_folder(folder: str) -> None:
@@ -216,11 +232,8 @@ def _made(folder: str) -> Path:
 
 
 def require_writable(folder: str) -> None:
-    """UserError, before any work is done, where a folder cannot be made or written to."""
+    """UserError, before any work is done, where a local folder cannot be made or written to."""
     if not is_local(folder):
-        probe = join(folder, f".{uuid.uuid4().hex[:8]}{TEMPORARY}")
-        write_bytes(probe, b"writable")
-        remove(probe)
         return
     probe = _made(folder) / f".{uuid.uuid4().hex[:8]}{TEMPORARY}"
     try:
@@ -230,15 +243,6 @@ def require_writable(folder: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
-
-
-def require_local(folder: str, flag: str = "OUT") -> None:
-    """UserError where what needs a disk of its own is to be written to an object store."""
-    if not is_local(folder):
-        raise UserError(
-            f"{flag}={public(folder)} is no folder of this machine, and this verb writes only to one",
-            f"give a local {flag}, and copy it when it is done",
-        )
 
 
 def cannot_write(folder: str, error: OSError) -> UserError:

@@ -109,10 +109,9 @@ def divergence(first: Counter, second: Counter) -> float:
     total, other_total = first.total(), second.total()
     if not total or not other_total:
         return math.nan
-    # What only one has adds half its share; the rest is summed over what both have, in one order:
-    # the last bits of a sum depend on it.
+    # What only one has adds half its share; the rest is summed over what both have.
     bits = shared = 0.0
-    for value in sorted(first.keys() & second.keys()):
+    for value in first.keys() & second.keys():
         p, q = first[value] / total, second[value] / other_total
         shared += p + q
         bits += p * math.log2(2 * p / (p + q)) + q * math.log2(2 * q / (p + q))

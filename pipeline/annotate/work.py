@@ -17,7 +17,6 @@ from pipeline.runs import Run
 from pipeline.samples import Sample
 from pipeline.schemas import OK
 from pipeline.stage import SidecarWork, inputs_of
-from pipeline.stopwatch import TASK
 
 GONE = frozenset({"killed_worker", "taken_down"})
 """Reasons of samples that nobody is asked about, their texts included."""
@@ -103,10 +102,7 @@ class _Refused(str):
 
 def _prepared(annotator: Annotator, view: View) -> Any:
     refused = view.reason and (annotator.needs_pixels or view.reason in GONE)
-    if refused:
-        return _Refused(view.reason)
-    with TASK.measuring(annotator.name):
-        return annotator.prepare(view)
+    return _Refused(view.reason) if refused else annotator.prepare(view)
 
 
 class _Columns:
@@ -135,8 +131,7 @@ class _Columns:
 
     def _annotate(self) -> None:
         asked = [p for _, p in self._waiting if not isinstance(p, _Refused)]
-        with TASK.measuring(self._annotator.name, samples=len(asked)):
-            answers = iter(self._annotator.annotate(asked) if asked else ())
+        answers = iter(self._annotator.annotate(asked) if asked else ())
         for sample, prepared in self._waiting:
             refused = isinstance(prepared, _Refused)
             values = {"reason": str(prepared)} if refused else next(answers)

@@ -7,8 +7,9 @@ from itertools import groupby
 
 import duckdb
 import pyarrow as pa
+from fsspec.core import url_to_fs
 
-from pipeline import object_store, storage
+from pipeline import storage
 from pipeline.crawl import reasons
 from pipeline.crawl.plan import Plan, index_digits, read_part
 from pipeline.runs import Run
@@ -41,7 +42,7 @@ def failed(run: Run, plan: Plan) -> Iterator[tuple[str, str]]:
     files = [_literal(run.file(f"{part.name}.parquet")) for part in plan.parts]
     with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as connection:
         if not storage.is_local(run.out):
-            connection.register_filesystem(object_store.filesystem(run.out)[0])
+            connection.register_filesystem(url_to_fs(run.out)[0])
         connection.execute(f"SET memory_limit = '{_MEMORY}'")
         connection.execute(f"SET temp_directory = '{scratch}'")
         values = {

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.commit import Record
+from pipeline.loading.ranges import read_patiently
 from pipeline.runs import canonical
 
 SUFFIX = ".safetensors"
@@ -115,7 +116,7 @@ class CacheFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Some of its bytes; OSError where it ends before."""
-        data = storage.read_range(self.url, offset, size)
+        data = read_patiently(self.url, offset, size)
         if len(data) != size:
             raise OSError(f"{storage.public(self.url)} ends before byte {offset + size}")
         return data
@@ -123,12 +124,12 @@ class CacheFile:
 
 def open_cache_file(url: str) -> CacheFile:
     """Reads a header; OSError where there is no such file, ValueError where it is no file of ours."""
-    head = storage.read_range(url, 0, 1 << 18)
+    head = read_patiently(url, 0, 1 << 18)
     header_bytes = int.from_bytes(head[:8], "little")
     if len(head) < 8 or header_bytes > MAX_HEADER_BYTES:
         raise ValueError(f"{storage.public(url)} has no header")
     if len(head) < 8 + header_bytes:
-        head += storage.read_range(url, len(head), 8 + header_bytes - len(head))
+        head += read_patiently(url, len(head), 8 + header_bytes - len(head))
     try:
         entries = json.loads(head[8 : 8 + header_bytes])
         record = Record.from_dict(json.loads(entries.pop("__metadata__")[_METADATA]))

@@ -1,6 +1,7 @@
 """Bytes of samples: from a disk one by one, from an object store in blocks that are kept for their neighbours."""
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ _AT_ONCE = 16  # requests to an object store
 _OPEN_FILES = 256
 _MAX_BLOCK_BYTES = 64 << 20  # of larger blocks, samples are fetched one by one
 _REMEMBERED = 1024  # blocks that had to go
+_WAITS = (0.5, 2.0)  # seconds before an object store is asked again
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,26 @@ class _File:
             os.close(self.number)
 
 
+def read_patiently(url: str, offset: int, size: int) -> bytes:
+    """As `storage.read_range`; a store that fails is asked again before it is given up.
+
+    Raises OSError, whatever the store raises.
+    """
+    for wait in (*(() if storage.is_local(url) else _WAITS), None):
+        try:
+            return storage.read_range(url, offset, size)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as e:  # stores raise whatever they like
+            if wait is None:
+                raise OSError(str(e)) from e
+            time.sleep(wait)
+    raise AssertionError
+
+
 def _fetch(url: str, start: int, stop: int) -> bytes:
     try:
-        data = storage.read_range(url, start, stop - start)
+        data = read_patiently(url, start, stop - start)
     except FileNotFoundError as e:
         raise gone(url) from e
     except OSError as e:

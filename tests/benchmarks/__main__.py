@@ -18,7 +18,6 @@ TAKES = {
     "bench_annotate": ("--data", "--quick"),
     "bench_dedup": ("--quick",),
     "bench_select": ("--quick",),
-    "bench_report": ("--quick",),
     "bench_dalle": ("--quick",),
     "bench_prior": ("--quick",),
     "bench_samplers": ("--quick",),

@@ -33,8 +33,7 @@ def undisturbed(raw, tmp_path_factory) -> dict[str, str]:
 
 
 def start(out: Path, raw: str, executor: str, workers: int) -> subprocess.Popen:
-    how = f"--executor {executor} --workers {workers} --max-failed 1".split()
-    command = ["tests.support.driver", "--out", str(out), "--shards", raw, *how]
+    command = ["tests.support.driver", str(out), raw, executor, str(workers), "slow"]
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         stdout=subprocess.DEVNULL,

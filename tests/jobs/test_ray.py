@@ -33,11 +33,6 @@ def raw(tmp_path_factory) -> str:
     return str(folder)
 
 
-def drive(out: Path, raw: Path | str, stage: str, **how: object) -> None:
-    given = {"out": str(out), "shards": str(raw), "stage": stage, "max_failed": 1.0} | how
-    driver.run(driver.Driven(**given))
-
-
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
 """127.0.0.1, the same as an IPv6 address, and ::1."""
 
@@ -90,8 +85,8 @@ def test_loopback_is_settled_before_anybody_imports_ray():
 
 
 def test_one_and_two_workers_write_the_same_bytes_as_no_ray(raw, tmp_path):
-    for name, executor, workers in (("a", "inline", 1), ("b", "ray", 1), ("c", "ray", 2)):
-        drive(tmp_path / name, raw, "colour", executor=executor, workers=workers)
+    for name, executor, workers in (("a", "inline", "1"), ("b", "ray", "1"), ("c", "ray", "2")):
+        driver.main(str(tmp_path / name), raw, executor, workers, "colour")
     first = digest(tmp_path / "a")
     assert len(first) > 5 * 3
     assert first == digest(tmp_path / "b") == digest(tmp_path / "c")
@@ -108,7 +103,7 @@ def test_samples_that_kill_their_worker_become_rows(tmp_path):
     shards.write_tar(raw / "00000.tar", samples)
     shards.write_tar(raw / "00001.tar", good)
 
-    drive(tmp_path / "out", raw, "killer", workers=2)
+    driver.main(str(tmp_path / "out"), str(raw), "ray", "2", "killer")
 
     table = pq.read_table(tmp_path / "out/captions/colour/00000.parquet").to_pylist()
     killed = [i for i, row in enumerate(table) if row["reason"] == "killed_worker"]
@@ -136,7 +131,7 @@ def test_a_sample_that_never_ends_becomes_a_row(tmp_path):
     raw.mkdir()
     shards.write_tar(raw / "00000.tar", samples)
 
-    drive(tmp_path / "out", raw, "hanging", workers=1, shard_deadline=2.0)
+    driver.main(str(tmp_path / "out"), str(raw), "ray", "1", "hanging")
 
     table = pq.read_table(tmp_path / "out/captions/colour/00000.parquet").to_pylist()
     assert [row["reason"] for row in table] == [None, None, "killed_worker", None, None, None]

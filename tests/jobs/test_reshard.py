@@ -107,16 +107,6 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(out, made, tmp_path, e
     assert digest(to) == digest(made)
 
 
-def test_a_torn_part_of_the_plan_is_made_anew(out, made, tmp_path):
-    to = tmp_path / "to"
-    flags = arguments(out, to, "--seed", "4")
-    assert main(flags) == 0
-    cut(to / "plans/00001.parquet", 200)
-    (to / "shards/00001_stats.json").unlink()
-    assert main(flags) == 0
-    assert digest(to) == digest(made)
-
-
 @pytest.mark.slow
 @pytest.mark.ray
 def test_workers_of_a_ray_write_the_same(out, made, tmp_path):

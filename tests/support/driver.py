@@ -1,12 +1,10 @@
-"""A job to be killed: captions with a stage of the tests, then perhaps a mix, as `recaption` does.
+"""A job to be killed: captions with a stage of the tests, then mixes, as `recaption` does.
 
-`python -m tests.support.driver --out OUT --shards RAW [--stage slow] [--no-mixed] ...`
+`python -m tests.support.driver OUT SHARDS EXECUTOR WORKERS [STAGE]`
 """
 
 import sys
-from dataclasses import dataclass
 
-from jobs import __main__ as command_line
 from jobs import mix
 from jobs.job import Execution, execute
 from jobs.mix import Mix
@@ -25,33 +23,21 @@ STAGES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Driven(Execution):
-    """Write captions of a stage without a model, and the mix of them."""
-
-    shards: str
-    """The raw shards."""
-    stage: str = "slow"
-    """Of colour, killer, slow, hanging."""
-    mixed: bool = True
-    """Whether to mix them afterwards."""
-
-
-def run(config: Driven) -> list[Summary]:
-    """What the verbs `caption` and `mix` do, with another captioner."""
-    stage = STAGES[config.stage]
-    shards = manifest.register(config.out, specs.expand(config.shards))
+def caption(how: Execution, spec: str, stage: ColourStage) -> Summary:
+    shards = manifest.register(how.out, specs.expand(spec))
     styles = {style: {} for style in stage.styles}
-    recorded = {"captioner": "colour", "weights": "none", "styles": styles}
-    captions = Run(out=config.out, kind="captions", name="colour", config=recorded)
-    summaries = [
-        execute(SidecarWork(stage, captions), captions, shards, config, threads=1, gpu=False)
-    ]
-    if config.mixed:
-        how = {name: getattr(config, name) for name in Execution.__dataclass_fields__}
-        summaries.append(mix.run(Mix(**how | {"run": "mixed"}, captions="colour")))
-    return summaries
+    config = {"captioner": "colour", "weights": "none", "styles": styles}
+    run = Run(out=how.out, kind="captions", name="colour", config=config)
+    return execute(SidecarWork(stage, run), run, shards, how, threads=1, gpu=False)
+
+
+def main(out: str, spec: str, executor: str, workers: str, stage: str = "slow") -> None:
+    how = {"out": out, "executor": executor, "workers": int(workers), "max_failed": 1.0}
+    if stage == "hanging":
+        how["shard_deadline"] = 2.0
+    caption(Execution(**how), spec, STAGES[stage])
+    mix.run(Mix(**how, captions="colour", run="mixed"))
 
 
 if __name__ == "__main__":
-    sys.exit(command_line._run(sys.modules[__name__], Driven, "driver", sys.argv[1:]))
+    main(*sys.argv[1:])

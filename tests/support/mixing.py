@@ -1,5 +1,6 @@
 """Mixes for tests, made in this process by the same calls that the mix job makes."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from pipeline import blend, card, commit, mix, runs
@@ -36,8 +37,13 @@ def mixed(
     work = MixWork(made, run)
     work.setup()
     records = [work.perform(shard, frozenset()) for shard in shards]
+    totals: dict[str, Counter[str]] = {}
+    for record in records:
+        for column, counts in record.counts.items():
+            if isinstance(counts, dict):
+                totals.setdefault(column, Counter()).update(counts)
     sizes = mix.write_sizes(run, records)
-    card.write(run, made, records, sizes)
+    card.write(run, made, totals, sizes)
     return Mixed(work, records, sizes)
 
 

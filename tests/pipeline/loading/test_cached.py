@@ -9,8 +9,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline import object_store
+from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.loading import ranges
 from pipeline.loading.cached import Cache
 from pipeline.loading.loader import Loader
 from tests.pipeline.loading.conftest import COUNTS, make
@@ -170,20 +171,19 @@ def test_an_object_store_serves_the_same(mix: Mixed, cache: str, store: str):
 def test_a_store_that_fails_once_is_asked_again_and_one_that_stays_away_named(
     mix: Mixed, cache: str, store: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(object_store, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(ranges, "_WAITS", (0.0, 0.0))
     fsspec.filesystem("memory").put(cache, f"{store}/cache/c", recursive=True)
     held = Cache(f"{store}/cache/c")
     assert held.is_valid(mix.tars[0], 0)
     expected = Cache(cache).read([mix.tars[0]], [0], ["original"])
-    memory = fsspec.get_filesystem_class("memory")
-    cat_file, failures = memory.cat_file, [RuntimeError("throttled")]
+    read_range, failures = storage.read_range, [RuntimeError("throttled")]
 
-    def flaky(fs: object, path: str, **part: int) -> bytes:
+    def flaky(url: str, offset: int, size: int) -> bytes:
         if failures:
             raise failures.pop()
-        return cat_file(fs, path, **part)
+        return read_range(url, offset, size)
 
-    monkeypatch.setattr(memory, "cat_file", flaky)
+    monkeypatch.setattr(storage, "read_range", flaky)
     found = held.read([mix.tars[0]], [0], ["original"])
     np.testing.assert_array_equal(found["text"], expected["text"])
     failures += [RuntimeError("throttled\nat length") for _ in range(100)]

@@ -3,11 +3,10 @@
 import threading
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 
-from pipeline import object_store, storage
+from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.loading import ranges
 from pipeline.loading.ranges import Ranges, Wanted
@@ -118,16 +117,15 @@ def test_files_that_are_gone_or_cut_are_named(tmp_path: Path, scheme: str):
 
 
 def test_a_store_is_asked_again_before_it_is_given_up(remote: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(object_store, "_WAITS", (0.0, 0.0))
-    fs_class = fsspec.get_filesystem_class("local")
-    cat_file, failures = fs_class.cat_file, [ConnectionError("reset"), TimeoutError("slow")]
+    monkeypatch.setattr(ranges, "_WAITS", (0.0, 0.0))
+    read_range, failures = storage.read_range, [ConnectionError("reset"), TimeoutError("slow")]
 
-    def flaky(fs: object, path: str, **part: int) -> bytes:
+    def flaky(url: str, offset: int, size: int) -> bytes:
         if failures:
             raise failures.pop()
-        return cat_file(fs, path, **part)
+        return read_range(url, offset, size)
 
-    monkeypatch.setattr(fs_class, "cat_file", flaky)
+    monkeypatch.setattr(storage, "read_range", flaky)
     assert read(Ranges(10**6), [wanted(remote, 40)]) == [DATA[40:50]]
     failures += [ConnectionError("reset by https://user:secret@host/a")] * 3
     with pytest.raises(UserError, match="cannot be read: reset"):
@@ -136,6 +134,7 @@ def test_a_store_is_asked_again_before_it_is_given_up(remote: str, monkeypatch: 
 
 def test_a_store_that_is_back_is_asked_anew(remote: str, monkeypatch: pytest.MonkeyPatch):
     """What failed is not kept."""
+    monkeypatch.setattr(ranges, "_WAITS", ())
     read_range = storage.read_range
 
     def away(url: str, offset: int, size: int) -> bytes:
